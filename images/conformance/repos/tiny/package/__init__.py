@@ -1,0 +1,3 @@
+"""A package to import from the repository's folder."""
+
+NAME = "tiny"

@@ -1,0 +1,1 @@
+"""A folder below a folder."""

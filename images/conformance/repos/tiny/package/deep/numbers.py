@@ -1,0 +1,3 @@
+"""Something to import from deep down."""
+
+ANSWER = 42

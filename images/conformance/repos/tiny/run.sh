@@ -1,0 +1,3 @@
+#!/bin/bash
+# Train, however many epochs are asked for.
+exec python train.py --epochs "${1:-1}"

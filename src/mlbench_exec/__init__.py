@@ -1,0 +1,50 @@
+"""mlbench-exec: a sandboxed execution engine for ML-Bench.
+
+async with Engine(Settings(dataset="rows.jsonl")) as engine:
+    async for outcome in engine.stream(read_submissions("outputs.jsonl")):
+        ...
+"""
+
+from mlbench_exec.engine import Engine, Snippet, UnjudgedError, VerdictStream
+from mlbench_exec.environments import Environment, Environments, Mount, load_environments
+from mlbench_exec.errors import (
+    BackendUnavailable,
+    EnvironmentUnusable,
+    InputError,
+    MLBenchExecError,
+    RunFolderError,
+    SandboxFailed,
+)
+from mlbench_exec.samples import Sample
+from mlbench_exec.sandbox import Limits, Observation
+from mlbench_exec.settings import Settings
+from mlbench_exec.submissions import Rejected, Submission, read_submissions
+from mlbench_exec.verdicts import Unjudged, Verdict
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendUnavailable",
+    "Engine",
+    "Environment",
+    "EnvironmentUnusable",
+    "Environments",
+    "InputError",
+    "Limits",
+    "MLBenchExecError",
+    "Mount",
+    "Observation",
+    "Rejected",
+    "RunFolderError",
+    "Sample",
+    "SandboxFailed",
+    "Settings",
+    "Snippet",
+    "Submission",
+    "Unjudged",
+    "UnjudgedError",
+    "Verdict",
+    "VerdictStream",
+    "load_environments",
+    "read_submissions",
+]

@@ -1,0 +1,204 @@
+"""System calls that Python doesn't wrap, each raising OSError with the call's name."""
+
+import ctypes
+import os
+import platform
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_BIND = 4096
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
+MNT_DETACH = 2
+
+MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_NODEV = 0x4
+MOUNT_ATTR_IDMAP = 0x00100000
+
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_CAPBSET_DROP = 24
+PR_SET_SECUREBITS = 28
+PR_SET_NO_NEW_PRIVS = 38
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+SECBITS_ALL_LOCKED = 0xEF  # no root fixup, no setuid fixup, no keepcaps, no ambient; all locked
+
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+OPEN_TREE_CLONE = 1
+OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+MOVE_MOUNT_F_EMPTY_PATH = 0x4
+
+LAST_CAPABILITY = 63
+_CAPABILITY_VERSION_3 = 0x20080522
+
+# Numbers shared by every architecture from 424 on; the rest by machine.
+SYS_OPEN_TREE = 428
+SYS_MOVE_MOUNT = 429
+SYS_PIDFD_OPEN = 434
+SYS_MOUNT_SETATTR = 442
+_BY_MACHINE = {
+    "x86_64": {"pivot_root": 155, "capset": 126, "seccomp": 317, "setns": 308},
+    "aarch64": {"pivot_root": 41, "capset": 91, "seccomp": 277, "setns": 268},
+}
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Refused(OSError):
+    """A system call that failed; `call` says which."""
+
+    def __init__(self, number, call):
+        OSError.__init__(self, number, "%s: %s" % (call, os.strerror(number)))
+        self.call = call
+
+
+def _check(result, call):
+    if result == -1:
+        raise Refused(ctypes.get_errno(), call)
+    return result
+
+
+def machine():
+    return platform.machine()
+
+
+def _number(name):
+    try:
+        return _BY_MACHINE[machine()][name]
+    except KeyError:
+        raise Refused(38, "%s on %s" % (name, machine())) from None
+
+
+def unshare(flags):
+    _check(_libc.unshare(ctypes.c_int(flags)), "unshare(0x%x)" % flags)
+
+
+def setns(fd, kind):
+    _check(_libc.syscall(_number("setns"), fd, kind), "setns")
+
+
+def mount(source, target, fstype=None, flags=0, options=None):
+    def encoded(value):
+        return None if value is None else os.fsencode(value)
+
+    result = _libc.mount(
+        encoded(source), encoded(target), encoded(fstype), ctypes.c_ulong(flags), encoded(options)
+    )
+    if result == -1:
+        number = ctypes.get_errno()
+        raise Refused(number, "mount(%s on %s)" % (fstype or source, target))
+
+
+def bind(source, target, recursive=False):
+    mount(source, target, None, MS_BIND | (MS_REC if recursive else 0))
+
+
+def umount(target):
+    _check(_libc.umount2(os.fsencode(target), MNT_DETACH), "umount2(%s)" % target)
+
+
+def pivot_root(new_root):
+    """Make `new_root` the root and let go of the old one."""
+    os.chdir(new_root)
+    _check(_libc.syscall(_number("pivot_root"), b".", b"."), "pivot_root(%s)" % new_root)
+    umount(".")
+    os.chdir("/")
+
+
+def prctl(option, argument=0, argument3=0):
+    ulong = ctypes.c_ulong
+    result = _libc.prctl(
+        ctypes.c_int(option), ulong(argument), ulong(argument3), ulong(0), ulong(0)
+    )
+    return _check(result, "prctl(%d)" % option)
+
+
+def pidfd_open(pid):
+    return _check(_libc.syscall(SYS_PIDFD_OPEN, pid, 0), "pidfd_open")
+
+
+class _MountAttr(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "userns_fd")]
+
+
+def mount_setattr(path, attributes, recursive=False, fd=AT_FDCWD, userns_fd=0):
+    """Add mount attributes; with `fd` and an empty path, to the mount behind `fd`."""
+    attr = _MountAttr(attributes, 0, 0, userns_fd)
+    flags = (AT_RECURSIVE if recursive else 0) | (0 if path else AT_EMPTY_PATH)
+    result = _libc.syscall(
+        SYS_MOUNT_SETATTR,
+        fd,
+        os.fsencode(path),
+        ctypes.c_uint(flags),
+        ctypes.byref(attr),
+        ctypes.c_size_t(ctypes.sizeof(attr)),
+    )
+    _check(result, "mount_setattr(%s)" % path)
+
+
+def bind_idmapped(source, target, userns_fd):
+    """Bind `source` on `target` with owners translated by the user namespace behind the fd."""
+    tree = _check(
+        _libc.syscall(
+            SYS_OPEN_TREE,
+            AT_FDCWD,
+            os.fsencode(source),
+            ctypes.c_uint(OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC),
+        ),
+        "open_tree(%s)" % source,
+    )
+    try:
+        mount_setattr("", MOUNT_ATTR_IDMAP, fd=tree, userns_fd=userns_fd)
+        result = _libc.syscall(
+            SYS_MOVE_MOUNT, tree, b"", AT_FDCWD, os.fsencode(target), MOVE_MOUNT_F_EMPTY_PATH
+        )
+        _check(result, "move_mount(%s)" % target)
+    finally:
+        os.close(tree)
+
+
+def sethostname(name):
+    raw = os.fsencode(name)
+    _check(_libc.sethostname(raw, ctypes.c_size_t(len(raw))), "sethostname")
+
+
+def drop_capabilities(bounding):
+    """Give up every capability; with `bounding`, also the means to get one by an exec.
+
+    Without CAP_SETPCAP (a container's process) `bounding` is out of reach: no_new_privs then
+    keeps an exec from gaining what the process no longer has.
+    """
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
+    if bounding:
+        prctl(PR_SET_SECUREBITS, SECBITS_ALL_LOCKED)
+        for capability in range(LAST_CAPABILITY + 1):
+            if _libc.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0) == -1:
+                break  # beyond this kernel's last one
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    empty = (ctypes.c_uint32 * 6)()
+    _check(_libc.syscall(_number("capset"), header, empty), "capset")
+
+
+class _SockFprog(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+
+
+def install_filter(program):
+    """Set a seccomp filter given as the bytes of a BPF program; no_new_privs must be on."""
+    buffer = ctypes.create_string_buffer(program, len(program))
+    fprog = _SockFprog(len(program) // 8, ctypes.cast(buffer, ctypes.c_void_p).value)
+    result = _libc.syscall(_number("seccomp"), 1, 0, ctypes.byref(fprog))
+    _check(result, "seccomp(SET_MODE_FILTER)")

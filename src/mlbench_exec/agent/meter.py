@@ -1,0 +1,139 @@
+"""What a snippet uses, and how long it was ready to run but had no CPU."""
+
+import os
+import time
+
+
+class Meter:
+    """Samples every process of the snippet: the pid namespace's others are the agent's.
+
+    The fair clock's rule, for an interval of length `dt`: the threads together ran for R and
+    waited for a CPU for D, both from /proc/PID/task/TID/schedstat. At full speed they would have
+    run for min(R + D, cpus * dt). What is missing to that was stolen from them; where they
+    wanted more than one CPU it is spread over as many.
+    """
+
+    def __init__(self, cpus, own_pids, proc="/proc"):
+        self.cpus = cpus
+        self.stalled_s = 0.0
+        self.ran_s = 0.0  # what the samples saw; what ended between two of them is missing
+        self.seen = {}  # (pid, tid) -> (run, delay) in nanoseconds
+        self._own = own_pids
+        self._proc = proc
+        self._last = time.monotonic()
+
+    def sample(self):
+        now = time.monotonic()
+        ran = delayed = 0
+        seen = {}
+        for pid in self.pids():
+            for key, run, delay in self._threads(pid):
+                before = self.seen.get(key, (0, 0))
+                ran += max(0, run - before[0])
+                delayed += max(0, delay - before[1])
+                seen[key] = (run, delay)
+        self.seen = seen
+        self.ran_s += ran / 1e9
+        self.stalled_s += stalled(ran / 1e9, delayed / 1e9, now - self._last, self.cpus)
+        self._last = now
+
+    def pids(self):
+        return [
+            int(name)
+            for name in os.listdir(self._proc)
+            if name.isdigit() and int(name) not in self._own
+        ]
+
+    def _threads(self, pid):
+        folder = "%s/%d/task" % (self._proc, pid)
+        try:
+            names = os.listdir(folder)
+        except OSError:
+            return
+        for name in names:
+            try:
+                with open("%s/%s/schedstat" % (folder, name), "rb", buffering=0) as file:
+                    fields = file.read(128).split()
+                yield (pid, name), int(fields[0]), int(fields[1])
+            except (OSError, IndexError, ValueError):
+                continue  # it ended in between
+
+    def resident_bytes(self):
+        """Memory of all processes, shared pages counted once (PSS); costly, so ask seldom."""
+        total = 0
+        for pid in self.pids():
+            try:
+                with open("%s/%d/smaps_rollup" % (self._proc, pid), "rb") as file:
+                    for line in file:
+                        if line.startswith(b"Pss:"):
+                            total += int(line.split()[1]) * 1024
+                            break
+            except (OSError, IndexError, ValueError):
+                continue
+        return total
+
+
+def stalled(ran_s, delayed_s, dt, cpus):
+    """Seconds of `dt` in which the snippet could have run and was not let."""
+    wanted = min(ran_s + delayed_s, cpus * dt)
+    if dt <= 0 or wanted <= ran_s:
+        return 0.0
+    return (wanted - ran_s) * min(1.0, dt / wanted)
+
+
+class Counters:
+    """The kernel's own counters for this sandbox's cgroup, v1 or v2; absent ones read as 0.
+
+    Opened before the root changes: the files stay readable whatever the view shows.
+    """
+
+    def __init__(self, folders):
+        memory, pids = folders.get("memory"), folders.get("pids")
+        self._memory = _open(memory, "memory.stat")
+        self._ooms = _open(memory, "memory.events") or _open(memory, "memory.oom_control")
+        self._pids = _open(pids, "pids.events")
+
+    @property
+    def has_memory(self):
+        return self._memory is not None
+
+    def oom_kills(self):
+        return _field(self._ooms, b"oom_kill")
+
+    def pids_refused(self):
+        return _field(self._pids, b"max")
+
+    def memory_bytes(self):
+        """Anonymous and shared memory: what can't be dropped like a file's cached pages."""
+        fields = _fields(self._memory)
+        if b"total_rss" in fields:  # version 1, with its children
+            return fields[b"total_rss"] + fields.get(b"total_shmem", 0)
+        return fields.get(b"anon", fields.get(b"rss", 0)) + fields.get(b"shmem", 0)
+
+
+def own_cgroups():
+    """Where a container sees its own cgroup: mounted as the root of each hierarchy."""
+    if os.path.exists("/sys/fs/cgroup/memory.stat"):
+        return {"memory": "/sys/fs/cgroup", "pids": "/sys/fs/cgroup"}
+    return {name: "/sys/fs/cgroup/" + name for name in ("memory", "pids")}
+
+
+def _open(folder, name):
+    try:
+        return os.open(os.path.join(folder, name), os.O_RDONLY) if folder else None
+    except OSError:
+        return None
+
+
+def _fields(fd):
+    if fd is None:
+        return {}
+    try:
+        words = os.pread(fd, 16384, 0).split()
+    except OSError:
+        return {}
+    return {name: int(value) for name, value in zip(words[::2], words[1::2]) if value.isdigit()}
+
+
+def _field(fd, name):
+    return _fields(fd).get(name, 0)

@@ -1,0 +1,138 @@
+"""A snippet's own view: writable layers over the base view, gone with its mount namespace."""
+
+import os
+
+from mlbench_exec.agent import kernel
+from mlbench_exec.agent.base import MENDED, SCRATCH, STASH, escape, is_below, place
+
+TMPFS = kernel.MS_NOSUID | kernel.MS_NODEV
+
+
+def enter(base, workdir, mended, disk_bytes, shm_bytes):
+    """Mount the view in this process's fresh mount namespace.
+
+    `mended` names the layer to lay over the workdir's own files, or is None. Everything that
+    the snippet writes goes to one tmpfs of `disk_bytes`, /dev/shm to another of `shm_bytes`.
+    """
+    inodes = min(1000000, max(16384, disk_bytes // 4096))
+    kernel.mount(
+        "tmpfs", SCRATCH, "tmpfs", TMPFS, "size=%d,nr_inodes=%d,mode=0755" % (disk_bytes, inodes)
+    )
+    for name, mode in (("tmp", 0o1777), ("vartmp", 0o1777), ("home", 0o755)):
+        os.mkdir(SCRATCH + "/" + name)
+        os.chmod(SCRATCH + "/" + name, mode)
+    kernel.bind(SCRATCH + "/tmp", "/tmp")
+    if os.path.isdir("/var/tmp") and not os.path.islink("/var/tmp"):
+        kernel.bind(SCRATCH + "/vartmp", "/var/tmp")
+    if base.own_home:
+        if is_below(base.home, "/tmp"):
+            os.mkdir(base.home)
+        kernel.bind(SCRATCH + "/home", base.home)
+    layers = {workdir} | (set() if base.own_home else {base.home})
+    replaced = ["/tmp", "/var/tmp", base.home, workdir]
+    again = [  # what lies in a folder that is being replaced has to be shown again
+        (entry["target"], "%s/%d" % (STASH, number))
+        for number, entry in enumerate(base.stash)
+        if entry["target"] not in layers
+        and any(is_below(entry["target"], folder) for folder in replaced)
+    ]
+    steps = [(folder, None) for folder in layers] + again
+    for number, (folder, source) in enumerate(sorted(steps, key=lambda step: len(step[0]))):
+        if source is not None:
+            place(source, folder)
+        else:
+            _lay_over(base, folder, mended if folder == workdir else None, number)
+    kernel.mount_setattr(MENDED, kernel.MOUNT_ATTR_RDONLY)
+    kernel.mount_setattr("/", kernel.MOUNT_ATTR_RDONLY | kernel.MOUNT_ATTR_NOSUID)
+    kernel.umount(SCRATCH)  # its folders live on where they are mounted
+    options = "size=%d,nr_inodes=%d,mode=1777" % (shm_bytes, 65536)
+    kernel.mount("tmpfs", "/dev/shm", "tmpfs", TMPFS, options)
+
+
+def mount_proc():
+    """The snippet's own /proc. Read-only: /proc/sys obeys the user id, not capabilities."""
+    flags = kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+    kernel.mount("proc", "/proc", "proc", flags)
+
+
+def _lay_over(base, folder, mended, number):
+    upper, work = "%s/upper%d" % (SCRATCH, number), "%s/work%d" % (SCRATCH, number)
+    os.mkdir(upper)
+    os.mkdir(work)
+    lower = escape(base.find(folder))
+    if mended:
+        lower = escape(mended) + ":" + lower
+    if not os.path.isdir(folder):
+        os.makedirs(folder)  # below a /tmp that this snippet just got
+    options = "lowerdir=%s,upperdir=%s,workdir=%s,userxattr" % (lower, upper, work)
+    kernel.mount("overlay", folder, "overlay", TMPFS, options)
+
+
+def mend(base, workdir, uid):
+    """Make writable twins of what `uid` doesn't own below `workdir`; return the layer or None.
+
+    An overlay keeps the owners of its lower layer, and a file of another's stays read-only
+    there. So those files, and folders that aren't writable, get a copy in a layer of their own.
+    """
+    layer = "%s/%d" % (MENDED, len(os.listdir(MENDED)))
+    found = base.find(workdir)
+    if not _has_foreign(found, uid):
+        return None
+    os.mkdir(layer)
+    for folder, folders, files in os.walk(found):
+        twin = os.path.normpath(os.path.join(layer, os.path.relpath(folder, found)))
+        if _is_foreign(folder, uid):
+            _twin_folder(layer, found, twin)
+        for name in files:
+            path = os.path.join(folder, name)
+            if _is_foreign(path, uid):
+                _twin_folder(layer, found, twin)
+                _copy(path, os.path.join(twin, name))
+        folders[:] = [name for name in folders if not os.path.islink(os.path.join(folder, name))]
+    return layer
+
+
+def _has_foreign(found, uid):
+    if _is_foreign(found, uid):
+        return True
+    for folder, folders, files in os.walk(found):
+        if any(_is_foreign(os.path.join(folder, name), uid) for name in folders + files):
+            return True
+    return False
+
+
+def _is_foreign(path, uid):
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return False
+    if os.path.islink(path):
+        return False
+    writable = 0o700 if os.path.isdir(path) else 0
+    return status.st_uid != uid or (status.st_mode & writable) != writable
+
+
+def _twin_folder(layer, found, twin):
+    """Make `twin` and the folders above it, each with its original's mode."""
+    relative = os.path.relpath(twin, layer)
+    path, original = layer, found
+    for name in ["."] + ([] if relative == "." else relative.split("/")):
+        path, original = os.path.normpath(os.path.join(path, name)), os.path.join(original, name)
+        if not os.path.isdir(path):
+            os.mkdir(path)
+        os.chmod(path, (os.stat(original).st_mode | 0o700) & 0o777)
+
+
+def _copy(source, target):
+    """Copy a regular file that can be read; others stay as they are."""
+    if not os.path.isfile(source) or not os.access(source, os.R_OK):
+        return
+    with open(source, "rb") as original, open(target, "wb") as copy:
+        while True:
+            chunk = original.read(1 << 20)
+            if not chunk:
+                break
+            copy.write(chunk)
+    status = os.stat(source)
+    os.chmod(target, (status.st_mode | 0o600) & 0o777)
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))

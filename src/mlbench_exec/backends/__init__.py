@@ -1,0 +1,1 @@
+"""Backends: where sandboxes come from. `docker` and `local` both start the same agent."""

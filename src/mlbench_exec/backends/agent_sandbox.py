@@ -1,0 +1,126 @@
+"""A sandbox behind an agent's byte stream: what both backends have in common."""
+
+from typing import Protocol, TypeVar
+
+import anyio
+
+from mlbench_exec import wire
+from mlbench_exec.errors import EnvironmentUnusable, SandboxFailed
+from mlbench_exec.sandbox import Job, Observation
+
+START_TIMEOUT_S = 60.0
+ANSWER_GRACE_S = 30.0
+FIRST_RUN_GRACE_S = 600.0  # activation, and mending files of foreign owners
+
+M = TypeVar("M", bound=wire.Message)
+
+
+class AgentStream(Protocol):
+    """The agent's stdin and stdout."""
+
+    async def send(self, data: bytes) -> None: ...
+
+    async def receive(self) -> bytes:
+        """Some bytes; empty at the end of the stream."""
+        ...
+
+    async def diagnosis(self) -> str:
+        """What is known of an agent that went silent: its stderr, its exit code."""
+        ...
+
+    async def aclose(self) -> None: ...
+
+
+class NestingRefused(Exception):
+    """The agent could not make its namespaces here; the message is its reason."""
+
+
+class AgentSandbox:
+    """Speaks with one agent; one request is under way at most."""
+
+    def __init__(self, stream: AgentStream, *, reusable: bool = True) -> None:
+        self.reusable = reusable
+        self._stream = stream
+        self._frames = wire.FrameBuffer()
+        self._seen: set[str] = set()
+        self._is_broken = False
+
+    def __repr__(self) -> str:
+        state = "broken" if self._is_broken else "ready"
+        return f"<AgentSandbox {state}, environments: {', '.join(sorted(self._seen)) or 'none'}>"
+
+    async def start(self, make_setup: "SetupFactory") -> wire.Ready:
+        """Ship the agent, greet it, set it up.
+
+        Raises `NestingRefused` where the kernel or container forbids the sandbox, and
+        `SandboxFailed` for everything else.
+        """
+        await self._send(wire.agent_bundle())
+        hello = await self._expect(wire.Hello, START_TIMEOUT_S)
+        await self._send(wire.setup_frame(make_setup(hello)))
+        match await self._receive(START_TIMEOUT_S):
+            case wire.Ready() as ready:
+                return ready
+            case wire.Refused(reason=reason):
+                raise NestingRefused(reason)
+            case other:
+                raise SandboxFailed(f"the agent answered its setup with {type(other).__name__}")
+
+    async def run(self, job: Job) -> Observation:
+        name = job.environment.name
+        grace = ANSWER_GRACE_S if name in self._seen else FIRST_RUN_GRACE_S
+        self._seen.add(name)
+        await self._send(wire.run_frame(job))
+        within_s = job.time_limit_s * job.limits.wall_cap_factor + grace
+        match await self._receive(within_s):
+            case wire.Result(observation=observation):
+                return observation
+            case wire.Unusable(reason=reason):
+                raise EnvironmentUnusable(f"environment {name}: {reason}")
+            case wire.Broken(reason=reason):
+                raise SandboxFailed(reason)
+            case other:
+                raise SandboxFailed(f"the agent answered a run with {type(other).__name__}")
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def _send(self, data: bytes) -> None:
+        try:
+            await self._stream.send(data)
+        except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            raise SandboxFailed(await self._why(f"its input is closed ({error!r})")) from error
+
+    async def _expect(self, kind: type[M], within_s: float) -> M:
+        message = await self._receive(within_s)
+        if not isinstance(message, kind):
+            raise SandboxFailed(f"the agent sent {type(message).__name__}, not {kind.__name__}")
+        return message
+
+    async def _receive(self, within_s: float) -> wire.Message:
+        try:
+            with anyio.fail_after(within_s):
+                while True:
+                    message = self._frames.next_message()
+                    if message is not None:
+                        return message
+                    data = await self._stream.receive()
+                    if not data:
+                        raise SandboxFailed(await self._why("its output ended"))
+                    self._frames.feed(data)
+        except TimeoutError:
+            raise SandboxFailed(await self._why(f"no answer within {within_s:.0f} s")) from None
+        except wire.ProtocolError as error:
+            raise SandboxFailed(f"the agent broke the protocol: {error}") from error
+        except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            raise SandboxFailed(await self._why(f"its output failed ({error!r})")) from error
+
+    async def _why(self, what: str) -> str:
+        with anyio.move_on_after(2):
+            said = await self._stream.diagnosis()
+            return f"the agent failed: {what}; {said}" if said else f"the agent failed: {what}"
+        return f"the agent failed: {what}"
+
+
+class SetupFactory(Protocol):
+    def __call__(self, hello: wire.Hello, /) -> wire.Setup: ...

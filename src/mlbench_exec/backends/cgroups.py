@@ -1,0 +1,160 @@
+"""Cgroups that this process may make, version 1 or 2: the kernel's own limits for a sandbox."""
+
+import contextlib
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from mlbench_exec.sandbox import Limits
+
+HEADROOM_BYTES = 64 << 20  # the agent itself, and the kernel's bookkeeping
+HEADROOM_PIDS = 16
+GONE_WITHIN_S = 5.0
+
+
+class Group(msgspec.Struct, frozen=True):
+    """One sandbox's cgroup: a folder for each controller (the same one on version 2)."""
+
+    folders: Mapping[str, Path]
+
+    def add(self, pid: int) -> None:
+        for folder in set(self.folders.values()):
+            (folder / "cgroup.procs").write_text(str(pid))
+
+    def remove(self) -> None:
+        """Remove it once its processes are gone; blocks for some milliseconds."""
+        until = time.monotonic() + GONE_WITHIN_S
+        for folder in set(self.folders.values()):
+            while folder.is_dir():
+                try:
+                    folder.rmdir()
+                except OSError:
+                    if time.monotonic() > until:
+                        break
+                    time.sleep(0.01)
+
+
+class Cgroups:
+    """The parent of all groups of one engine, or nothing where none may be made."""
+
+    def __init__(self, name: str, *, parents: Mapping[str, Path], version: int) -> None:
+        self.version = version
+        self._name = name
+        self._parents = parents
+
+    def __repr__(self) -> str:
+        return f"<Cgroups v{self.version} {self._name}>"
+
+    def make(self, slot: str, limits: Limits) -> Group:
+        folders: dict[str, Path] = {}
+        for controller, parent in self._parents.items():
+            folder = parent / self._name / slot
+            folder.mkdir(parents=True, exist_ok=True)
+            folders[controller] = folder
+        group = Group(folders)
+        for path, value in self._settings(group, limits):
+            path.write_text(str(value))
+        return group
+
+    def _settings(self, group: Group, limits: Limits) -> list[tuple[Path, int]]:
+        memory, pids = group.folders["memory"], group.folders["pids"]
+        settings: list[tuple[Path, int]] = []
+        if limits.pids is not None:
+            settings.append((pids / "pids.max", limits.pids + HEADROOM_PIDS))
+        if limits.memory_bytes is not None:
+            total = limits.memory_bytes + limits.disk_bytes + HEADROOM_BYTES
+            if self.version == 2:
+                settings += [(memory / "memory.max", total), (memory / "memory.swap.max", 0)]
+            else:
+                settings.append((memory / "memory.limit_in_bytes", total))
+                settings.append((memory / "memory.memsw.limit_in_bytes", total))
+        return [(path, value) for path, value in settings if path.exists()]
+
+    def close(self) -> None:
+        for parent in set(self._parents.values()):
+            with contextlib.suppress(OSError):
+                (parent / self._name).rmdir()
+
+
+def find(name: str) -> Cgroups | None:
+    """Where this process can make groups with memory and pids limits, tried for real."""
+    own = _own_paths()
+    mounts = _mounts()
+    for version, parents in _candidates(own, mounts):
+        cgroups = Cgroups(name, parents=parents, version=version)
+        try:
+            if version == 2:
+                _enable(parents["memory"], name)
+            group = cgroups.make("probe", Limits(memory_bytes=1 << 30, pids=64))
+            usable = all((group.folders[c] / f"{c}.events").exists() for c in ("pids",))
+            group.remove()
+        except OSError:
+            cgroups.close()
+            continue
+        if usable:
+            return cgroups
+        cgroups.close()
+    return None
+
+
+def _candidates(
+    own: Mapping[str, str], mounts: Mapping[str, Path]
+) -> list[tuple[int, dict[str, Path]]]:
+    found: list[tuple[int, dict[str, Path]]] = []
+    if {"memory", "pids"} <= mounts.keys() and {"memory", "pids"} <= own.keys():
+        parents = {c: mounts[c] / own[c].lstrip("/") for c in ("memory", "pids")}
+        found.append((1, parents))
+    if "" in mounts and "" in own:
+        for folder in (mounts[""] / own[""].lstrip("/"), mounts[""]):
+            found.append((2, {"memory": folder, "pids": folder}))
+    return found
+
+
+def _enable(folder: Path, name: str) -> None:
+    """Let children of a version 2 cgroup have limits; it must hold no process itself."""
+    children = folder / "cgroup.subtree_control"
+    if {"memory", "pids"} <= set(children.read_text().split()):
+        (folder / name).mkdir(exist_ok=True)
+    else:
+        own = os.getpid()
+        if folder.parent != Path("/sys/fs") and set(_pids(folder)) - {own}:
+            raise OSError(f"{folder} holds other processes")
+        leaf = folder / f"{name}-engine"
+        leaf.mkdir(exist_ok=True)
+        (leaf / "cgroup.procs").write_text(str(own))
+        children.write_text("+memory +pids")
+        (folder / name).mkdir(exist_ok=True)
+    (folder / name / "cgroup.subtree_control").write_text("+memory +pids")
+
+
+def _pids(folder: Path) -> list[int]:
+    return [int(line) for line in (folder / "cgroup.procs").read_text().split()]
+
+
+def _own_paths() -> dict[str, str]:
+    """This process's path in each hierarchy, by controller; version 2 under ""."""
+    paths: dict[str, str] = {}
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        for controller in controllers.split(","):
+            paths[controller] = path
+    return paths
+
+
+def _mounts() -> dict[str, Path]:
+    """Where each controller's hierarchy is mounted; version 2 under ""."""
+    mounts: dict[str, Path] = {}
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        fstype, _, options = after.split(" ", 2)
+        point = Path(before.split(" ")[4])
+        if fstype == "cgroup2":
+            mounts.setdefault("", point)
+        elif fstype == "cgroup":
+            for option in options.split(","):
+                if option in {"memory", "pids"}:
+                    mounts.setdefault(option, point)
+    return mounts

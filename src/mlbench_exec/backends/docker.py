@@ -1,0 +1,484 @@
+"""The docker backend: warm, locked-down containers; the only module that knows aiodocker."""
+
+import contextlib
+import json
+import math
+import os
+import socket
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import aiodocker
+import aiohttp
+import anyio
+from aiodocker.containers import DockerContainer
+from aiodocker.stream import Stream
+
+from mlbench_exec import seccomp, wire
+from mlbench_exec.backends.agent_sandbox import AgentSandbox, NestingRefused
+from mlbench_exec.backends.cgroups import HEADROOM_BYTES, HEADROOM_PIDS
+from mlbench_exec.backends.interpreters import is_below
+from mlbench_exec.environments import Environment, Mount
+from mlbench_exec.errors import BackendUnavailable, EnvironmentUnusable, SandboxFailed
+from mlbench_exec.sandbox import Limits, Sandbox
+from mlbench_exec.settings import Network
+
+ENGINE_LABEL = "mlbench-exec.engine"
+RUN_LABEL = "mlbench-exec.run"
+STAGING = "/.mlbench/mounts"
+STARTS_AT_ONCE = 4  # a daemon gets slower, not faster, with more
+CALL_TIMEOUT_S = 120.0
+CLOSE_WITHIN_S = 20.0
+NO_PYTHON = "mlbench-exec: no Python 3.7 or later is in this image"
+# Any interpreter will do for the agent: it needs nothing but the standard library.
+LAUNCH = f"""
+for python in "$1" python3 python /usr/bin/python3 /usr/local/bin/python3 /opt/conda/bin/python \\
+    /opt/*conda*/bin/python /root/*conda*/bin/python /root/*forge*/bin/python; do
+    python=$(command -v "$python" 2>/dev/null) || continue
+    "$python" -I -S -c 'import sys, ctypes; sys.exit(sys.version_info < (3, 7))' 2>/dev/null &&
+        exec "$python" -I -S -u -c "$0"
+done
+echo "{NO_PYTHON}" >&2
+exit 127
+"""
+NESTED_CAPABILITIES = ("SETFCAP",)  # without it a uid_map that maps 0 is refused
+FRESH_CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER")  # given up before a snippet runs
+
+
+class DockerBackend:
+    """Starts agents in containers, each reached over its attached stdin and stdout.
+
+    Nested level: one container serves snippet after snippet. Where the host refuses namespaces
+    in a container (AppArmor's docker-default, say), fresh level: one container a snippet.
+    """
+
+    name = "docker"
+
+    def __init__(
+        self,
+        *,
+        environments: Iterable[Environment],
+        limits: Limits,
+        network: Network = "none",
+        mounts: tuple[Mount, ...] = (),
+        gpus: str = "none",
+        runtime: str | None = None,
+        run: str = "",
+        fresh: bool = False,
+    ) -> None:
+        self._environments = tuple(environments)
+        self._limits = limits
+        self._network = network
+        self._mounts = mounts
+        self._gpus = gpus
+        self._runtime = runtime
+        self._run = run
+        self._is_nested = not fresh
+        self._why_fresh = "as asked" if fresh else ""
+        self._docker: aiodocker.Docker | None = None
+        self._images: dict[str, Mapping[str, Any] | str] = {}  # inspected, or why it can't be used
+        self._users: dict[str, str] = {}
+        self._cpus = 1
+        self._starts = anyio.CapacityLimiter(STARTS_AT_ONCE)
+        self._profile = json.dumps(seccomp.container_profile())
+        self._version = ""
+
+    @property
+    def level(self) -> str:
+        if self._is_nested:
+            return f"Docker {self._version}, nested namespaces in warm containers"
+        return f"Docker {self._version}, one fresh container a snippet ({self._why_fresh})"
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Image names and the identities they had when this run began."""
+        return {
+            name: str((image.get("RepoDigests") or [image["Id"]])[0])
+            for name, image in self._images.items()
+            if not isinstance(image, str)
+        }
+
+    @property
+    def is_nested(self) -> bool:
+        return self._is_nested
+
+    def has_images(self, environments: Iterable[Environment]) -> bool:
+        """Whether any of these environments could run here."""
+        return any(
+            environment.image is not None
+            and not isinstance(self._images.get(environment.image, ""), str)
+            for environment in environments
+        )
+
+    async def __aenter__(self) -> Self:
+        try:
+            self._docker = aiodocker.Docker()
+        except (ValueError, OSError, aiodocker.DockerError) as error:
+            raise BackendUnavailable(_no_daemon(error)) from error
+        try:
+            with anyio.fail_after(CALL_TIMEOUT_S):
+                version = await self._docker.version()
+                info = await self._docker.system.info()
+            self._version, self._cpus = str(version["Version"]), int(info["NCPU"])
+            with _translated("looking for leftovers and images"):
+                await self._remove_leftovers()
+                for image in {e.image for e in self._environments if e.image}:
+                    self._images[image] = await self._inspect(image, str(version["Arch"]))
+            if self._is_nested:
+                await self._find_level()
+        except (aiodocker.DockerError, aiohttp.ClientError, OSError, TimeoutError) as error:
+            await self.__aexit__()
+            raise BackendUnavailable(_no_daemon(error)) from error
+        except SandboxFailed as error:
+            await self.__aexit__()
+            raise BackendUnavailable(f"Docker can't start a sandbox: {error}") from error
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        if self._docker is not None:
+            with anyio.CancelScope(shield=True):
+                await self._docker.close()
+
+    def key(self, environment: Environment) -> str:
+        """Containers differ by image and mounts; the rest travels with each snippet."""
+        mounts = sorted((m.source, m.target, m.mode) for m in environment.mounts)
+        workdir = "" if self._is_nested else environment.workdir
+        return json.dumps([environment.image, mounts, workdir])
+
+    def check(self, environment: Environment) -> None:
+        if environment.image is None:
+            raise EnvironmentUnusable(
+                f"environment {environment.name} names no image; give `image` in an environments "
+                "file, or use --backend local"
+            )
+        image = self._images.get(environment.image, "it was not looked up")
+        if isinstance(image, str):
+            raise EnvironmentUnusable(f"environment {environment.name}: {image}")
+
+    async def open(self, environment: Environment, slot: int) -> Sandbox:
+        self.check(environment)
+        if self._is_nested:
+            try:
+                return await self._open_nested(environment, slot)
+            except NestingRefused as error:
+                raise SandboxFailed(f"a container refused nested namespaces: {error}") from error
+        return (await self._start(environment, slot, nested=False, user="0:0"))[0]
+
+    async def _open_nested(self, environment: Environment, slot: int) -> Sandbox:
+        """The agent needs the user id of those whose files a snippet may write."""
+        key = self.key(environment)
+        user = self._users.get(key, "0:0")
+        sandbox, ready = await self._start(environment, slot, nested=True, user=user)
+        if key not in self._users:
+            uid, gid = ready.owner or (0, 0)
+            self._users[key] = f"{uid}:{gid}"
+            if self._users[key] != user:
+                await sandbox.aclose()
+                sandbox, _ = await self._start(
+                    environment, slot, nested=True, user=self._users[key]
+                )
+        return sandbox
+
+    async def _find_level(self) -> None:
+        """Try the nested level on the first image that is here."""
+        for environment in self._environments:
+            if not self.has_images([environment]):
+                continue
+            try:
+                sandbox = await self._open_nested(environment, 0)
+            except EnvironmentUnusable:
+                continue
+            except NestingRefused as error:
+                self._is_nested, self._why_fresh = False, f"nesting refused: {error}"
+            else:
+                await sandbox.aclose()
+            return
+
+    async def _inspect(self, image: str, architecture: str) -> Mapping[str, Any] | str:
+        """The image's record, or the reason why it can't be used with the next step."""
+        assert self._docker is not None
+        try:
+            found: dict[str, Any] = await self._docker.images.inspect(image)
+        except aiodocker.DockerError as error:
+            if error.status != 404:
+                raise
+            return f"the image {image} is not on this machine: docker pull {image}"
+        if found["Architecture"] != architecture:
+            return (
+                f"the image {image} is for {found['Architecture']}, this daemon runs "
+                f"{architecture}: docker pull --platform linux/{architecture} {image}"
+            )
+        return found
+
+    async def _start(
+        self, environment: Environment, slot: int, *, nested: bool, user: str
+    ) -> tuple[AgentSandbox, wire.Ready]:
+        assert self._docker is not None
+        config = self._config(environment, slot, nested=nested, user=user)
+        async with self._starts:
+            with _translated(f"starting a container of {environment.image}"):
+                container = await self._create(config)
+            stream = _ContainerStream(container)
+            sandbox = AgentSandbox(stream, reusable=nested)
+            try:
+                with _translated(f"starting a container of {environment.image}"):
+                    await stream.open()
+                ready = await sandbox.start(
+                    lambda hello: self._setup(environment, hello, nested=nested)
+                )
+            except BaseException as error:
+                await sandbox.aclose()
+                if isinstance(error, SandboxFailed) and NO_PYTHON in str(error):
+                    raise EnvironmentUnusable(
+                        f"environment {environment.name}: no Python 3.7 or later was found in "
+                        f"{environment.image}; name one with `python` in an environments file"
+                    ) from error
+                raise
+        return sandbox, ready
+
+    async def _create(self, config: dict[str, Any]) -> DockerContainer:
+        """Create a container; a cancelled creation is finished and undone."""
+        assert self._docker is not None
+        with anyio.CancelScope(shield=True), anyio.fail_after(CALL_TIMEOUT_S):
+            container = await self._docker.containers.create(config)
+        try:
+            await anyio.lowlevel.checkpoint()
+        except BaseException:
+            await _ContainerStream(container).aclose()
+            raise
+        return container
+
+    def _all_mounts(self, environment: Environment) -> tuple[Mount, ...]:
+        return (*environment.mounts, *self._mounts)
+
+    def _stages(self, environment: Environment, mount: Mount, *, nested: bool) -> bool:
+        """Whether the agent places a mount itself: below folders that it lays layers over."""
+        if nested:
+            return True
+        return mount.mode == "ro" and is_below(environment.workdir, mount.target)
+
+    def _config(
+        self, environment: Environment, slot: int, *, nested: bool, user: str
+    ) -> dict[str, Any]:
+        limits = self._limits
+        mounts = []
+        for number, mount in enumerate(self._all_mounts(environment)):
+            staged = self._stages(environment, mount, nested=nested)
+            mounts.append(
+                {
+                    "Type": "bind",
+                    "Source": mount.source,
+                    "Target": f"{STAGING}/{number}" if staged else mount.target,
+                    "ReadOnly": mount.mode == "ro",
+                }
+            )
+        host: dict[str, Any] = {
+            "AutoRemove": True,
+            "CapDrop": ["ALL"],
+            "CapAdd": list(NESTED_CAPABILITIES if nested else FRESH_CAPABILITIES),
+            "SecurityOpt": ["no-new-privileges", f"seccomp={self._profile}"],
+            "NetworkMode": self._network,
+            "IpcMode": "private",
+            "LogConfig": {"Type": "none"},
+            "Mounts": mounts,
+            "ReadonlyRootfs": nested,
+        }
+        if nested:  # or the kernel refuses the snippets' own /proc
+            host |= {"MaskedPaths": [], "ReadonlyPaths": []}
+        else:
+            host["Tmpfs"] = {"/tmp": f"exec,mode=1777,size={limits.disk_bytes}"}
+            host["ShmSize"] = limits.memory_bytes or 8 << 30
+        if limits.pids is not None:
+            host["PidsLimit"] = limits.pids + HEADROOM_PIDS
+        if limits.memory_bytes is not None:
+            host["Memory"] = limits.memory_bytes + limits.disk_bytes + HEADROOM_BYTES
+            host["MemorySwap"] = host["Memory"]
+        if limits.cpus is not None:
+            host["CpusetCpus"] = self._cpuset(slot)
+            if limits.cpus != int(limits.cpus):
+                host["NanoCpus"] = int(min(limits.cpus, self._cpus) * 1e9)
+        if self._gpus != "none":
+            which = {"Count": -1} if self._gpus == "all" else {"DeviceIDs": self._gpus.split(",")}
+            host["DeviceRequests"] = [{"Driver": "", "Capabilities": [["gpu"]], **which}]
+        if self._runtime:
+            host["Runtime"] = self._runtime
+        return {
+            "Image": environment.image,
+            "Entrypoint": ["/bin/sh", "-c", LAUNCH, wire.BOOT, environment.python or "python3"],
+            "Cmd": [],
+            "User": user,
+            "WorkingDir": "/",
+            "Hostname": "mlbench",
+            "OpenStdin": True,
+            "StdinOnce": True,
+            "AttachStdin": True,
+            "AttachStdout": True,
+            "AttachStderr": True,
+            "Tty": False,
+            "Healthcheck": {"Test": ["NONE"]},
+            "Labels": {ENGINE_LABEL: json.dumps(engine_identity()), RUN_LABEL: self._run},
+            "HostConfig": host,
+        }
+
+    def _cpuset(self, slot: int) -> str:
+        """The slot's own share of the daemon's cores, side by side with its neighbours'."""
+        count = min(self._cpus, math.ceil(self._limits.cpus or self._cpus))
+        return ",".join(
+            str(core) for core in sorted((slot * count + i) % self._cpus for i in range(count))
+        )
+
+    def _setup(self, environment: Environment, hello: wire.Hello, *, nested: bool) -> wire.Setup:
+        staged = [
+            (f"{STAGING}/{number}", mount)
+            for number, mount in enumerate(self._all_mounts(environment))
+            if self._stages(environment, mount, nested=nested)
+        ]
+        workdirs = dict.fromkeys(
+            [environment.workdir]
+            + [e.workdir for e in self._environments if self.key(e) == self.key(environment)]
+        )
+        return wire.Setup(
+            nested=nested,
+            mode="container",
+            stash=tuple(
+                wire.StashEntry(source=source, target=mount.target, rw=mount.mode == "rw")
+                for source, mount in staged
+                if nested
+            ),
+            copies=() if nested else tuple((source, mount.target) for source, mount in staged),
+            workdirs=tuple(workdirs) if nested else (environment.workdir,),
+            gpus=self._gpus != "none",
+            filter=seccomp.snippet_filter(hello.machine),
+        )
+
+    async def _remove_leftovers(self) -> None:
+        """Remove containers whose engine on this host is dead; others' are left alone."""
+        assert self._docker is not None
+        filters = json.dumps({"label": [ENGINE_LABEL]})
+        for container in await self._docker.containers.list(all=True, filters=filters):
+            if is_dead(container["Labels"].get(ENGINE_LABEL, "")):
+                await _delete(container)
+
+
+def _no_daemon(error: BaseException) -> str:
+    where = os.environ.get("DOCKER_HOST") or "the default socket"
+    return (
+        f"no Docker daemon answers at {where} ({type(error).__name__}: {error}); start it, set "
+        "DOCKER_HOST, or use --backend local"
+    )
+
+
+@contextlib.contextmanager
+def _translated(doing: str) -> Any:
+    """Docker's errors become ours."""
+    try:
+        yield
+    except (aiodocker.DockerError, aiohttp.ClientError, OSError, TimeoutError) as error:
+        raise SandboxFailed(f"Docker failed while {doing}: {error}") from error
+
+
+def engine_identity() -> dict[str, Any]:
+    """What tells this process from every other one, on this host and others, across boots."""
+    return {
+        "host": socket.gethostname(),
+        "boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        "pid": os.getpid(),
+        "start": _start_time(os.getpid()),
+    }
+
+
+def is_dead(label: str) -> bool:
+    """Whether the engine that wrote this label ran on this host and is no more."""
+    own = engine_identity()
+    try:
+        other = json.loads(label)
+        if other["host"] != own["host"]:
+            return False
+        return bool(
+            other["boot"] != own["boot"] or _start_time(int(other["pid"])) != other["start"]
+        )
+    except (ValueError, TypeError, KeyError):
+        return False
+
+
+def _start_time(pid: int) -> int | None:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return int(text.rpartition(")")[2].split()[19])
+
+
+async def _delete(container: DockerContainer) -> None:
+    """Remove a container and wait until it is gone, whoever removes it."""
+    with contextlib.suppress(aiodocker.DockerError):
+        await container.delete(force=True, v=True)
+        return
+    while True:  # being removed already: by itself, or by somebody else
+        try:
+            await container.show()
+        except aiodocker.DockerError as error:
+            if error.status == 404:
+                return
+        with contextlib.suppress(aiodocker.DockerError):
+            await container.delete(force=True, v=True)
+        await anyio.sleep(0.05)
+
+
+class _ContainerStream:
+    """The attached stdin and stdout of one container."""
+
+    def __init__(self, container: DockerContainer) -> None:
+        self._container = container
+        self._stream: Stream | None = None
+        self._stderr = b""
+        self._is_gone = False
+
+    async def open(self) -> None:
+        """Attach before the start, so that nothing it says is missed."""
+        self._stream = self._container.attach(stdin=True, stdout=True, stderr=True, logs=False)
+        with anyio.fail_after(CALL_TIMEOUT_S):
+            await self._stream._init()
+            await self._container.start()
+
+    async def send(self, data: bytes) -> None:
+        assert self._stream is not None
+        with _as_os_error():
+            await self._stream.write_in(data)
+
+    async def receive(self) -> bytes:
+        assert self._stream is not None
+        while True:
+            with _as_os_error():
+                message = await self._stream.read_out()
+            if message is None:
+                return b""
+            if message.stream == 1:
+                return message.data
+            self._stderr = (self._stderr + message.data)[-4096:]
+
+    async def diagnosis(self) -> str:
+        return self._stderr.decode("utf-8", "replace").strip()
+
+    async def aclose(self) -> None:
+        if self._is_gone:
+            return
+        with anyio.move_on_after(CLOSE_WITHIN_S, shield=True):
+            if self._stream is not None:
+                with contextlib.suppress(Exception):
+                    await self._stream.close()
+            with contextlib.suppress(aiohttp.ClientError, OSError):
+                await _delete(self._container)
+            self._is_gone = True
+
+
+@contextlib.contextmanager
+def _as_os_error() -> Any:
+    try:
+        yield
+    except (aiodocker.DockerError, aiohttp.ClientError, RuntimeError, AssertionError) as error:
+        raise OSError(str(error)) from error

@@ -1,0 +1,445 @@
+"""Engine: the only module that knows the whole chain, from submissions to verdicts."""
+
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from typing import Self
+
+import anyio
+import anyio.to_thread
+import msgspec
+import structlog
+from anyio.abc import TaskGroup
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from mlbench_exec import rules, schedule
+from mlbench_exec.backends.docker import DockerBackend
+from mlbench_exec.backends.local import LocalBackend
+from mlbench_exec.dataset import Dataset, load_dataset
+from mlbench_exec.environments import Environment, Environments, load_environments
+from mlbench_exec.errors import (
+    BackendUnavailable,
+    EnvironmentUnusable,
+    InputError,
+    MLBenchExecError,
+    SandboxFailed,
+)
+from mlbench_exec.pool import Pool, Statistics
+from mlbench_exec.samples import Key, Sample
+from mlbench_exec.sandbox import Backend, Job, Observation
+from mlbench_exec.schedule import Chain, Execution
+from mlbench_exec.settings import Settings
+from mlbench_exec.submissions import Rejected, Submission, as_submissions, output_hash, screen
+from mlbench_exec.verdicts import Unjudged, Verdict
+
+ATTEMPTS = 3
+Outcome = Verdict | Unjudged
+Judged = Mapping[Key, Mapping[int, bool]]  # by row and index: whether it passed
+
+log: structlog.stdlib.BoundLogger = structlog.wrap_logger(
+    logging.getLogger("mlbench_exec"),
+    processors=[
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+    ],
+    wrapper_class=structlog.stdlib.BoundLogger,
+)
+
+
+class Snippet(msgspec.Struct, frozen=True, kw_only=True):
+    """One output of one row, for `Engine.run`."""
+
+    github_id: int
+    id: int
+    output: str
+    index: int = 0
+
+
+class UnjudgedError(MLBenchExecError):
+    """`Engine.run` could reach no verdict: never the program's failure."""
+
+    def __init__(self, unjudged: Unjudged) -> None:
+        super().__init__(unjudged.reason)
+        self.unjudged = unjudged
+
+
+class Engine:
+    """Judges outputs in sandboxes, many at once.
+
+    An async context manager: leaving it leaves no container, process, mount or temporary file.
+    Entering it raises `InputError` for a dataset or environments file that can't be used, and
+    `BackendUnavailable` where no backend starts. `samples`, `environments` and `backend` replace
+    what the settings would load.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        samples: Mapping[Key, Sample] | None = None,
+        environments: Environments | None = None,
+        backend: Backend | None = None,
+        run_name: str = "",
+    ) -> None:
+        self.settings = settings or Settings()
+        self.dataset: Dataset | None = None
+        self.why_backend = "given"
+        self._samples = samples
+        self._environments = environments
+        self._backend = backend
+        self._run_name = run_name
+        self._pool: Pool | None = None
+        self._tasks: TaskGroup | None = None
+        self._stack = AsyncExitStack()
+        self._streams: list[VerdictStream] = []
+
+    def __repr__(self) -> str:
+        return f"<Engine {self._backend.name if self._backend else 'closed'} {self._pool!r}>"
+
+    @property
+    def backend(self) -> Backend:
+        if self._backend is None:
+            raise RuntimeError("the engine is not open: use `async with Engine(...)`")
+        return self._backend
+
+    @property
+    def samples(self) -> Mapping[Key, Sample]:
+        return self._samples or {}
+
+    @property
+    def environments(self) -> list[Environment]:
+        """The environments of the dataset's rows, in the dataset's order."""
+        found = (self.environment_of(github_id) for github_id, _ in self.samples)
+        return list({e.name: e for e in found if e is not None}.values())
+
+    def environment_of(self, github_id: int) -> Environment | None:
+        return self._environments.for_github_id(github_id) if self._environments else None
+
+    def statistics(self) -> Statistics:
+        """How the sandboxes stand at this moment."""
+        if self._pool is None:
+            return Statistics(0, 0, 0, 0)
+        return self._pool.statistics()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._load()
+            if self._backend is None:
+                self._backend, self.why_backend = await self._start_backend()
+            else:
+                await self._stack.enter_async_context(self._backend)
+            size = self.settings.resolved_concurrency()
+            self._pool = await self._stack.enter_async_context(Pool(self._backend, size))
+            self._tasks = anyio.create_task_group()
+            await self._tasks.__aenter__()
+            self._stack.push_async_callback(self._end_tasks)
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._stack.aclose()
+
+    async def _end_tasks(self) -> None:
+        """Not told of the body's exception: that leaves the block by itself, in no group."""
+        assert self._tasks is not None
+        self._tasks.cancel_scope.cancel()
+        try:
+            await self._tasks.__aexit__(None, None, None)
+        finally:
+            for stream in self._streams:
+                stream.discard()
+
+    async def run(self, snippet: Snippet) -> Verdict:
+        """Judge one output. Raises `UnjudgedError`, or `InputError` for an unknown row."""
+        sample = self.samples.get((snippet.github_id, snippet.id))
+        if sample is None:
+            raise InputError(
+                f"github_id {snippet.github_id}, id {snippet.id} is not in the dataset "
+                f"({self.settings.dataset}, split {self.settings.split})"
+            )
+        checks, code_hash = rules.check(sample, snippet.output), output_hash(snippet.output)
+        if not checks.ok:
+            return rules.static_verdict(sample, snippet.index, code_hash, checks)
+        execution = Execution(
+            sample=sample,
+            indices=(snippet.index,),
+            code=snippet.output,
+            code_hash=code_hash,
+            checks=checks,
+        )
+        (outcome,) = await self._execute(execution)
+        if isinstance(outcome, Unjudged):
+            raise UnjudgedError(outcome)
+        return outcome
+
+    def stream(
+        self,
+        submissions: Iterable[object] | AsyncIterable[object],
+        *,
+        judged: Judged | None = None,
+    ) -> "VerdictStream":
+        """Judge submissions as they come; iterate over the result for outcomes as completed.
+
+        `submissions` may be any sync or async iterable of `Submission`, `Rejected` or dicts
+        like a line of outputs.jsonl; it is read only as fast as outcomes are taken. What gets no
+        verdict comes as `Unjudged`. Outputs in `judged` are left out. Stopping early is fine: the
+        engine owns the work, and ends it when it is left or the stream is closed.
+        """
+        if self._tasks is None:
+            raise RuntimeError("the engine is not open: use `async with Engine(...)`")
+        stream = VerdictStream(self, submissions, judged or {})
+        self._streams.append(stream)
+        self._tasks.start_soon(stream.drive)
+        return stream
+
+    async def _load(self) -> None:
+        settings = self.settings
+        if self._environments is None:
+            self._environments = await anyio.to_thread.run_sync(
+                load_environments, settings.environments_file
+            )
+        if self._samples is None:
+            self.dataset = await anyio.to_thread.run_sync(
+                load_dataset, settings.dataset, settings.split
+            )
+            self._samples = self.dataset.samples
+
+    async def _start_backend(self) -> tuple[Backend, str]:
+        settings, needed = self.settings, self.environments
+        if settings.backend == "local":
+            return await self._stack.enter_async_context(self._local()), "as asked"
+        docker = DockerBackend(
+            environments=needed,
+            limits=settings.limits,
+            network=settings.network,
+            mounts=settings.mounts,
+            gpus=settings.gpus,
+            runtime=settings.runtime,
+            run=self._run_name,
+            fresh=settings.fresh,
+        )
+        if settings.backend == "docker":
+            return await self._stack.enter_async_context(docker), "as asked"
+        try:
+            await docker.__aenter__()
+        except BackendUnavailable as error:
+            why = str(error).split(";")[0]
+        else:
+            if docker.has_images(needed):
+                self._stack.push_async_exit(docker.__aexit__)
+                return docker, "a daemon answers and has images"
+            await docker.__aexit__()
+            why = "the Docker daemon has none of the environments' images"
+        try:
+            return await self._stack.enter_async_context(self._local()), why
+        except BackendUnavailable as error:
+            raise BackendUnavailable(f"no backend starts: docker: {why}; {error}") from error
+
+    def _local(self) -> LocalBackend:
+        settings = self.settings
+        return LocalBackend(
+            limits=settings.limits,
+            network=settings.network,
+            mounts=settings.mounts,
+            gpus=settings.gpus,
+        )
+
+    async def _execute(self, execution: Execution) -> tuple[Outcome, ...]:
+        """Run one program; the same outcome for each of its indices."""
+        started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        sample = execution.sample
+        environment = self.environment_of(sample.github_id)
+        if environment is None:
+            reason = (
+                f"github_id {sample.github_id} has no environment; add one with "
+                f"`github_ids = [{sample.github_id}]` to an environments file (--environments)"
+            )
+            return self._unjudged(execution, "environment", reason)
+        job = Job(
+            environment=environment,
+            path=sample.path,
+            language=sample.wants,
+            code=execution.code.encode("utf-8", "surrogatepass"),
+            time_limit_s=self.settings.time_limit_s or environment.time_limit_s[sample.wants],
+            limits=self.settings.limits,
+        )
+        reason = ""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                observation, slot = await self._observe(job)
+            except EnvironmentUnusable as error:
+                return self._unjudged(execution, "environment", str(error))
+            except SandboxFailed as error:
+                reason = str(error)
+                log.warning("sandbox_failed", key=sample.key, attempt=attempt, reason=reason)
+                continue
+            return tuple(
+                rules.executed_verdict(
+                    sample,
+                    index,
+                    execution.code_hash,
+                    execution.checks,
+                    observation,
+                    environment=environment.name,
+                    attempts=attempt,
+                    contended=False,
+                    started_at=started_at,
+                    slot=slot,
+                )
+                for index in execution.indices
+            )
+        return self._unjudged(
+            execution, "infrastructure", f"{ATTEMPTS} sandboxes failed; the last: {reason}"
+        )
+
+    async def _observe(self, job: Job) -> tuple[Observation, int]:
+        assert self._pool is not None
+        self.backend.check(job.environment)
+        unusable: EnvironmentUnusable | None = None
+        async with self._pool.lend(job.environment) as lease:
+            try:
+                return await lease.sandbox.run(job), lease.slot
+            except EnvironmentUnusable as error:  # the sandbox itself is as good as before
+                unusable = error
+        raise unusable
+
+    def _unjudged(self, execution: Execution, kind: str, reason: str) -> tuple[Outcome, ...]:
+        sample = execution.sample
+        return tuple(
+            Unjudged(
+                reason=reason,
+                kind="environment" if kind == "environment" else "infrastructure",
+                github_id=sample.github_id,
+                id=sample.id,
+                index=index,
+            )
+            for index in execution.indices
+        )
+
+    async def judge_chain(self, chain: Chain) -> AsyncGenerator[Outcome, None]:
+        """A chain's outcomes in order; with `until_pass`, those after a pass are skipped."""
+        has_passed = False
+        for execution in chain:
+            if has_passed and self.settings.until_pass:
+                for verdict in schedule.skip(execution):
+                    yield verdict
+                continue
+            for outcome in await self._execute(execution):
+                has_passed = has_passed or (isinstance(outcome, Verdict) and outcome.passed)
+                yield outcome
+
+
+class VerdictStream:
+    """The outcomes of one `Engine.stream` call, as completed. One consumer at a time."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        submissions: Iterable[object] | AsyncIterable[object],
+        judged: Judged,
+    ) -> None:
+        self.rows: dict[Key, int] = {}  # every row read so far, with its number of outputs
+        self._engine = engine
+        self._submissions = submissions
+        self._judged = judged
+        self._scope = anyio.CancelScope()
+        self._failure: Exception | None = None
+        self._ended = anyio.Event()
+        self._send: MemoryObjectSendStream[Outcome]
+        self._receive: MemoryObjectReceiveStream[Outcome]
+        size = engine.settings.resolved_concurrency()
+        self._send, self._receive = anyio.create_memory_object_stream[Outcome](size)
+        self._workers = size
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Outcome:
+        try:
+            return await self._receive.receive()
+        except (anyio.EndOfStream, anyio.ClosedResourceError):
+            if self._failure is not None:
+                raise self._failure from None
+            raise StopAsyncIteration from None
+
+    async def aclose(self) -> None:
+        """Stop early: nothing more is started, and what runs is ended."""
+        self._scope.cancel()
+        with anyio.CancelScope(shield=True):
+            await self._ended.wait()
+        self.discard()
+
+    def discard(self) -> None:
+        self._send.close()
+        self._receive.close()
+
+    async def drive(self) -> None:
+        """Run by the engine: read, plan, execute, hand over."""
+        try:
+            with self._scope:
+                send, receive = anyio.create_memory_object_stream[Chain](0)
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._feed, send)
+                    with receive:
+                        for _ in range(self._workers):
+                            tasks.start_soon(self._work, receive.clone())
+        except* Exception as group:  # noqa: BLE001 - handed to the consumer
+            self._failure = _first(group)
+        finally:
+            self._send.close()
+            self._ended.set()
+
+    async def _feed(self, send: MemoryObjectSendStream[Chain]) -> None:
+        settings = self._engine.settings
+        samples = self._engine.samples
+        screened = screen(as_submissions(self._submissions), samples, split=settings.split)
+        with send:
+            async with contextlib.aclosing(screened) as rows:
+                async for row in rows:
+                    if isinstance(row, Rejected):
+                        await self._send.send(_rejected(row))
+                        continue
+                    self.rows[row.key] = len(row.outputs)
+                    await self._feed_row(row, send)
+
+    async def _feed_row(self, row: Submission, send: MemoryObjectSendStream[Chain]) -> None:
+        settings = self._engine.settings
+        plan = schedule.plan(
+            row,
+            self._engine.samples[row.key],
+            self._judged.get(row.key, {}),
+            until_pass=settings.until_pass,
+            share_identical=settings.share_identical,
+        )
+        decided: tuple[Outcome, ...] = (*plan.verdicts, *plan.unjudged)
+        for outcome in decided:
+            await self._send.send(outcome)
+        for chain in plan.chains:
+            await send.send(chain)
+
+    async def _work(self, receive: MemoryObjectReceiveStream[Chain]) -> None:
+        with receive:
+            async for chain in receive:
+                async with contextlib.aclosing(self._engine.judge_chain(chain)) as outcomes:
+                    async for outcome in outcomes:
+                        await self._send.send(outcome)
+
+
+def _rejected(row: Rejected) -> Unjudged:
+    return Unjudged(
+        reason=row.reason, kind="input", github_id=row.github_id, id=row.id, place=row.place
+    )
+
+
+def _first(group: BaseExceptionGroup[Exception]) -> Exception:
+    """The first plain exception of a group: what the consumer is told."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, Exception)
+    return error

@@ -1,0 +1,36 @@
+"""The exceptions of mlbench-exec.
+
+    MLBenchExecError
+    ├── InputError               the user's files or options: bad, missing, or contradictory
+    │   └── RunFolderError       a run folder that can't be continued, or is in use
+    ├── BackendUnavailable       no backend can start on this machine
+    ├── EnvironmentUnusable      this environment has no image, folder or interpreter here
+    └── SandboxFailed            a sandbox broke; its snippet is run again on a fresh one
+
+What a submitted program does is never an exception: it is an `Observation`, and becomes a
+`Verdict`. Every message names the thing, the place and the next step.
+"""
+
+
+class MLBenchExecError(Exception):
+    """The root of everything this package raises on purpose."""
+
+
+class InputError(MLBenchExecError):
+    """The user's input can't be used as it is."""
+
+
+class RunFolderError(InputError):
+    """A run folder belongs to other inputs, is damaged, or is in use by another run."""
+
+
+class BackendUnavailable(MLBenchExecError):
+    """A backend can't run anything on this machine; the message says what would help."""
+
+
+class EnvironmentUnusable(MLBenchExecError):
+    """An environment isn't there: its outputs stay unjudged, and no retry would help."""
+
+
+class SandboxFailed(MLBenchExecError):
+    """The sandbox, not the snippet, failed; worth another attempt on a fresh one."""

@@ -1,0 +1,181 @@
+"""Pool: lends each sandbox to one snippet at a time; replaces those that can't be trusted."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Self
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup
+
+from mlbench_exec.environments import Environment
+from mlbench_exec.errors import MLBenchExecError
+from mlbench_exec.sandbox import Backend, Sandbox
+
+SPARES = 4  # single-use sandboxes kept ready beyond those in use
+
+
+class Statistics(msgspec.Struct, frozen=True):
+    """How the pool stands. Every slot is in just one of these states."""
+
+    lent: int
+    idle: int
+    refilling: int
+    opened: int  # ever
+
+
+class Lease(msgspec.Struct, frozen=True):
+    sandbox: Sandbox
+    slot: int
+
+
+class _Idle(msgspec.Struct, frozen=True):
+    key: str
+    lease: Lease
+
+
+class Pool:
+    """At most `size` sandboxes in use, one a slot; idle ones wait for their environment's next.
+
+    Single-use sandboxes are replaced in the background, in some spare slots beyond `size`.
+    Invariant: whoever holds a permit finds an idle sandbox, a free slot, or a slot that is being
+    refilled and will become one of these.
+    """
+
+    def __init__(self, backend: Backend, size: int) -> None:
+        self.size = size
+        self._backend = backend
+        self._permits = anyio.Semaphore(size)
+        self._free = list(range(size + SPARES - 1, -1, -1))  # slot numbers, the lowest last
+        self._idle: list[_Idle] = []  # least recently used first
+        self._lent = 0
+        self._refilling = 0
+        self._opened = 0
+        self._is_single_use = False
+        self._changed = anyio.Event()
+        self._tasks: TaskGroup | None = None
+
+    def __repr__(self) -> str:
+        return f"<Pool of {self.size} {self._backend.name}: {self.statistics()}>"
+
+    def statistics(self) -> Statistics:
+        return Statistics(self._lent, len(self._idle), self._refilling, self._opened)
+
+    async def __aenter__(self) -> Self:
+        self._tasks = anyio.create_task_group()
+        await self._tasks.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        assert self._tasks is not None
+        self._tasks.cancel_scope.cancel()
+        try:
+            await self._tasks.__aexit__(None, None, None)
+        finally:
+            with anyio.CancelScope(shield=True):
+                async with anyio.create_task_group() as closing:
+                    for idle in self._idle:
+                        closing.start_soon(idle.lease.sandbox.aclose)
+            self._idle.clear()
+
+    @asynccontextmanager
+    async def lend(self, environment: Environment) -> AsyncIterator[Lease]:
+        """Borrow a pristine sandbox for this environment.
+
+        Raises what `Backend.open` raises. A borrower that raises anything but
+        `EnvironmentUnusable`, or is cancelled, condemns its sandbox.
+        """
+        key = self._backend.key(environment)
+        async with self._permits:
+            self._lent += 1
+            try:
+                lease = await self._take(key, environment)
+            except BaseException:
+                self._lent -= 1
+                raise
+            is_condemned = True
+            try:
+                yield lease
+                is_condemned = False
+            finally:
+                self._lent -= 1
+                if is_condemned:
+                    with anyio.CancelScope(shield=True):
+                        await lease.sandbox.aclose()
+                    self._release(lease.slot)
+                elif lease.sandbox.reusable:
+                    self._put_back(key, lease)
+                else:
+                    self._refilling += 1
+                    assert self._tasks is not None
+                    self._tasks.start_soon(self._replace, key, environment, lease)
+
+    async def _take(self, key: str, environment: Environment) -> Lease:
+        while True:
+            for position in range(len(self._idle) - 1, -1, -1):
+                if self._idle[position].key == key:
+                    return self._idle.pop(position).lease
+            slot = self._free_slot()
+            if slot is not None:
+                return await self._open(environment, slot)
+            if self._idle:  # of other environments: the least recently used one makes room
+                slot = await self._evict()
+                return await self._open(environment, slot)
+            changed = self._changed
+            await changed.wait()
+
+    def _free_slot(self) -> int | None:
+        """A slot for the caller, who counts as lent; spare ones are for single-use sandboxes."""
+        others = self._lent - 1 + len(self._idle)
+        if not self._free or (others >= self.size and not self._is_single_use):
+            return None
+        return self._free.pop()
+
+    async def _evict(self) -> int:
+        lease = self._idle.pop(0).lease
+        try:
+            with anyio.CancelScope(shield=True):
+                await lease.sandbox.aclose()
+            await anyio.lowlevel.checkpoint()
+        except BaseException:
+            self._release(lease.slot)
+            raise
+        return lease.slot
+
+    async def _open(self, environment: Environment, slot: int) -> Lease:
+        try:
+            sandbox = await self._backend.open(environment, slot)
+        except BaseException:
+            self._release(slot)
+            raise
+        self._opened += 1
+        return Lease(sandbox, slot)
+
+    async def _replace(self, key: str, environment: Environment, lease: Lease) -> None:
+        """In the background: throw a used sandbox away and make the next one ready."""
+        self._is_single_use = True
+        try:
+            with anyio.CancelScope(shield=True):
+                await lease.sandbox.aclose()
+            if sum(idle.key == key for idle in self._idle) < SPARES:
+                self._put_back(key, await self._open(environment, lease.slot))
+            else:
+                self._release(lease.slot)
+        except MLBenchExecError:
+            pass  # whoever needs one meets the error in its own task; `_open` freed the slot
+        finally:
+            self._refilling -= 1
+            self._notify()
+
+    def _put_back(self, key: str, lease: Lease) -> None:
+        self._idle.append(_Idle(key, lease))
+        self._notify()
+
+    def _release(self, slot: int) -> None:
+        self._free.append(slot)
+        self._free.sort(reverse=True)
+        self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()

@@ -1,0 +1,383 @@
+"""Run: one evaluation into one run folder: resume, judge, journal, score, report."""
+
+import hashlib
+import logging
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import anyio
+import anyio.to_thread
+import msgspec
+import structlog
+from rich.console import Console
+
+from mlbench_exec.dataset import Dataset
+from mlbench_exec.engine import Engine
+from mlbench_exec.environments import Environment
+from mlbench_exec.errors import EnvironmentUnusable, RunFolderError
+from mlbench_exec.journal import (
+    DatasetFacts,
+    InputFile,
+    Journal,
+    Manifest,
+    RepoFacts,
+    host,
+    now,
+    versions,
+)
+from mlbench_exec.report import Progress, render_header, write_results, write_summary
+from mlbench_exec.samples import Key
+from mlbench_exec.schedule import plan
+from mlbench_exec.scores import Summary, Tally, summarize
+from mlbench_exec.settings import Settings, host_memory_bytes
+from mlbench_exec.submissions import (
+    STDIN,
+    Rejected,
+    Submission,
+    output_hash,
+    read_submissions,
+    screen,
+)
+from mlbench_exec.verdicts import PASSING, Unjudged, Verdict
+
+LOG = "log.jsonl"
+GIB = 1 << 30
+
+
+class Selection(msgspec.Struct, frozen=True, kw_only=True):
+    """Which rows of the outputs to judge: all, unless told otherwise."""
+
+    only: tuple[tuple[int, int | None], ...] = ()  # github_id, and a row's id or all of them
+    limit: int | None = None  # rows
+
+    def wants(self, key: Key) -> bool:
+        return not self.only or any(
+            github_id == key[0] and row_id in {None, key[1]} for github_id, row_id in self.only
+        )
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How a run ended."""
+
+    summary: Summary
+    unjudged: int  # outputs and rows without a verdict
+    usable: int  # rows of the input that could be used
+
+
+class Evaluation:
+    """Judges one file of outputs into one folder."""
+
+    def __init__(
+        self,
+        outputs: str,
+        folder: Path,
+        settings: Settings,
+        *,
+        selection: Selection | None = None,
+        restart: bool = False,
+        stderr: TextIO = sys.stderr,
+    ) -> None:
+        self.outputs = outputs
+        self.folder = folder
+        self.settings = settings
+        self.selection = selection or Selection()
+        self._restart = restart
+        self._stderr = stderr
+        self._hashes: dict[Key, dict[int, str]] = {}
+        self._judged: dict[Key, dict[int, bool]] = {}
+        self._total: int | None = None
+        self._usable = 0
+
+    async def run(self) -> Outcome:
+        """Run to the end, or to an interruption that another run can continue.
+
+        Raises `InputError`, `RunFolderError` and `BackendUnavailable`.
+        """
+        started = time.monotonic()
+        async with Engine(self.settings, run_name=str(self.folder)) as engine:
+            assert engine.dataset is not None
+            manifest = await anyio.to_thread.run_sync(self._manifest, engine, engine.dataset)
+            async with Journal(self.folder, manifest, restart=self._restart) as journal:
+                digests = getattr(engine.backend, "digests", None)
+                if digests:
+                    await journal.set_images(digests)
+                tally = Tally(until_pass=self.settings.until_pass)
+                self._resume(journal, tally)
+                await self._refuse_changed()
+                self._show_header(engine)
+                async with log_to(self.folder):
+                    unjudged = await self._judge(engine, journal, tally)
+                summary = await anyio.to_thread.run_sync(
+                    self._score, tally, journal.manifest, time.monotonic() - started
+                )
+        return Outcome(summary=summary, unjudged=unjudged, usable=self._usable)
+
+    def _resume(self, journal: Journal, tally: Tally) -> None:
+        empty = output_hash("")
+        for recorded in journal.take_recorded():
+            key, index = recorded.key, recorded.index
+            self._hashes.setdefault(key, {})[index] = recorded.output_hash
+            self._judged.setdefault(key, {})[index] = recorded.status in PASSING
+            tally.add(recorded, empty=recorded.output_hash == empty)
+
+    async def _refuse_changed(self) -> None:
+        """A first pass over a file: count it, and name outputs that differ from judged ones."""
+        if self.outputs == STDIN:
+            return
+        total = 0
+        changed: list[str] = []
+        async for row in self.select(read_submissions(self.outputs)):
+            if isinstance(row, Rejected):
+                total += 1
+                continue
+            total += len(row.outputs)
+            changed += self._changes(row)
+        if changed:
+            raise _changed_outputs(self.folder, changed)
+        self._total = total
+
+    def _changes(self, row: Submission) -> list[str]:
+        """Judged outputs of this row that are others now."""
+        known = self._hashes.get(row.key, {})
+        return [
+            f"{row.place}: github_id {row.github_id}, id {row.id}, output {index}"
+            for index, code in enumerate(row.outputs)
+            if code is not None and known.get(index) not in {None, output_hash(code)}
+        ]
+
+    async def _judge(self, engine: Engine, journal: Journal, tally: Tally) -> int:
+        unjudged = 0
+        progress = Progress(self._stderr, total=self._total)
+        progress.resumed(sum(len(row) for row in self._judged.values()))
+        async with _in_background(progress.show):
+            for rejected in engine.dataset.rejected if engine.dataset else ():
+                unjudged += 1
+                await journal.append_unjudged(
+                    Unjudged(
+                        reason=rejected.reason,
+                        kind="input",
+                        github_id=rejected.github_id,
+                        id=rejected.id,
+                        place=rejected.place,
+                    )
+                )
+            stream = engine.stream(self._source(tally), judged=self._judged)
+            async for outcome in stream:
+                if isinstance(outcome, Verdict):
+                    await journal.append(outcome)
+                    tally.add(outcome, empty=outcome.output_hash == output_hash(""))
+                    progress.judged(outcome.status)
+                else:
+                    unjudged += 1
+                    await journal.append_unjudged(outcome)
+                    tally.add_unjudged(outcome)
+                    progress.unjudged()
+                statistics = engine.statistics()
+                progress.sandboxes = (statistics.lent, engine.settings.resolved_concurrency())
+            self._usable = len(stream.rows)
+            for key, outputs in stream.rows.items():
+                tally.declare(key, outputs)
+        return unjudged
+
+    async def _source(self, tally: Tally) -> AsyncIterator[Submission | Rejected]:
+        """The selected rows; from stdin, changed ones are found only as they arrive."""
+        async for row in self.select(read_submissions(self.outputs)):
+            if isinstance(row, Submission) and (changed := self._changes(row)):
+                raise _changed_outputs(self.folder, changed)
+            yield row
+
+    async def select(
+        self, rows: AsyncIterator[Submission | Rejected]
+    ) -> AsyncIterator[Submission | Rejected]:
+        taken = 0
+        async for row in rows:
+            if isinstance(row, Rejected):
+                yield row
+                continue
+            if not self.selection.wants(row.key):
+                continue
+            if self.selection.limit is not None and taken >= self.selection.limit:
+                break
+            taken += 1
+            yield row
+
+    def _score(self, tally: Tally, manifest: Manifest, wall_s: float) -> Summary:
+        facts = manifest.dataset
+        summary = summarize(tally, split_rows=facts.split_rows, names=facts.names, wall_s=wall_s)
+        write_results(self.folder, tally)
+        write_summary(self.folder, summary)
+        return summary
+
+    def _manifest(self, engine: Engine, dataset: Dataset) -> Manifest:
+        settings = self.settings
+        repos: dict[int, RepoFacts] = {}
+        for sample in dataset.samples.values():
+            known = repos.get(sample.github_id)
+            environment = engine.environment_of(sample.github_id)
+            name = environment.repo if environment else sample.repository
+            repos[sample.github_id] = RepoFacts(name=name, rows=known.rows + 1 if known else 1)
+        return Manifest(
+            created_at=now(),
+            inputs=(InputFile(path=self.outputs, sha256=_file_hash(self.outputs)),),
+            dataset=DatasetFacts(
+                source=dataset.source, split=dataset.split, digest=dataset.digest, repos=repos
+            ),
+            settings=msgspec.to_builtins(settings, enc_hook=str),
+            verdict_settings=_verdict_settings(settings, engine.environments),
+            versions=versions(),
+            host=host(),
+            until_pass=settings.until_pass,
+        )
+
+    def _show_header(self, engine: Engine) -> None:
+        facts = {
+            "outputs": self.outputs,
+            "dataset": _dataset_words(engine),
+            **_backend_facts(engine),
+        }
+        facts["folder"] = str(self.folder)
+        if self._judged:
+            done = sum(len(row) for row in self._judged.values())
+            facts["continues"] = f"{done} outputs are judged already"
+        Console(file=self._stderr, width=None if self._stderr.isatty() else 120).print(
+            render_header(facts)
+        )
+
+
+class Planned(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run would do in one environment."""
+
+    environment: str
+    executions: int
+    problem: str | None  # why these could not be judged
+
+
+async def dry_run(
+    outputs: str, settings: Settings, selection: Selection
+) -> tuple[list[Planned], int]:
+    """What would be executed where, and how many outputs the static checks decide."""
+    counts: dict[int, int] = {}
+    static = 0
+    async with Engine(settings) as engine:
+        evaluation = Evaluation(outputs, Path(), settings, selection=selection)
+        rows = evaluation.select(read_submissions(outputs))
+        async for row in screen(rows, engine.samples, split=settings.split):
+            if isinstance(row, Rejected):
+                continue
+            found = plan(row, engine.samples[row.key], {}, share_identical=settings.share_identical)
+            static += len(found.verdicts)
+            counts[row.github_id] = counts.get(row.github_id, 0) + len(found.chains)
+        planned = [_planned(engine, github_id, count) for github_id, count in counts.items()]
+    return planned, static
+
+
+def _planned(engine: Engine, github_id: int, count: int) -> Planned:
+    environment = engine.environment_of(github_id)
+    if environment is None:
+        name, problem = f"github_id {github_id}", "it has no environment"
+        return Planned(environment=name, executions=count, problem=problem)
+    try:
+        engine.backend.check(environment)
+    except EnvironmentUnusable as error:
+        return Planned(environment=environment.name, executions=count, problem=str(error))
+    return Planned(environment=environment.name, executions=count, problem=None)
+
+
+def _dataset_words(engine: Engine) -> str:
+    dataset = engine.dataset
+    assert dataset is not None
+    return f"{dataset.source}, split {dataset.split}, {len(dataset.samples)} rows"
+
+
+def _backend_facts(engine: Engine) -> dict[str, str]:
+    settings, size = engine.settings, engine.settings.resolved_concurrency()
+    facts = {
+        "backend": f"{engine.backend.name} ({engine.why_backend})",
+        "isolation": engine.backend.level,
+        "sandboxes": f"{size} at once",
+    }
+    memory = settings.limits.memory_bytes
+    if memory is not None:
+        facts["sandboxes"] += f", {memory / GIB:g} GiB of memory each"
+        if size * memory > host_memory_bytes():
+            facts["sandboxes"] += (
+                f"; together more than this machine's {host_memory_bytes() / GIB:.0f} GiB: "
+                "programs that really use it may fail for others' needs"
+            )
+    return facts
+
+
+@asynccontextmanager
+async def _in_background(task: Callable[[], Coroutine[Any, Any, Any]]) -> AsyncIterator[None]:
+    """Run a task beside the block and cancel it after; the block's exceptions stay bare."""
+    tasks = anyio.create_task_group()
+    await tasks.__aenter__()
+    tasks.start_soon(task)
+    try:
+        yield
+    finally:
+        tasks.cancel_scope.cancel()
+        await tasks.__aexit__(None, None, None)
+
+
+@asynccontextmanager
+async def log_to(folder: Path) -> AsyncIterator[None]:
+    """Append what the engine logs to the run folder's log.jsonl."""
+    handler = logging.FileHandler(folder / LOG, delay=True)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(),
+            ]
+        )
+    )
+    logger = logging.getLogger("mlbench_exec")
+    propagates, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagates
+        handler.close()
+
+
+def _verdict_settings(settings: Settings, environments: Iterable[Environment]) -> dict[str, Any]:
+    """What another run must share to continue this one."""
+    return {
+        "limits": msgspec.to_builtins(settings.limits),
+        "time_limit_s": settings.time_limit_s,
+        "network": settings.network,
+        "gpus": settings.gpus,
+        "mounts": msgspec.to_builtins(settings.mounts),
+        "until_pass": settings.until_pass,
+        "share_identical": settings.share_identical,
+        "environments": {e.name: msgspec.to_builtins(e) for e in environments},
+    }
+
+
+def _changed_outputs(folder: Path, changed: list[str]) -> RunFolderError:
+    shown = "\n  ".join(changed[:10])
+    more = f"\n  and {len(changed) - 10} more" if len(changed) > 10 else ""
+    return RunFolderError(
+        f"{folder} holds verdicts on other outputs than these:\n  {shown}{more}\n"
+        "Start over with --restart, or choose another folder with --out"
+    )
+
+
+def _file_hash(path: str) -> str | None:
+    if path == STDIN:
+        return None
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError:
+        return None  # reading the outputs tells why
+    return digest.hexdigest()

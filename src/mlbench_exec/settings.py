@@ -1,0 +1,79 @@
+"""Settings: what flags and library users choose, as one frozen value."""
+
+import os
+import re
+from pathlib import Path
+from typing import Literal, Self
+
+import msgspec
+
+from mlbench_exec.environments import Mount
+from mlbench_exec.errors import InputError
+from mlbench_exec.sandbox import Limits
+
+BackendChoice = Literal["auto", "docker", "local"]
+Network = Literal["none", "bridge"]
+Profile = Literal["strict", "mlbench"]
+
+HUB_DATASET = "super-dainiu/ml-bench"
+_SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a run can be told. The defaults are those of the command line."""
+
+    dataset: str = HUB_DATASET
+    split: str = "full"
+    environments_file: Path | None = None
+    backend: BackendChoice = "auto"
+    concurrency: int | None = None  # None: as many as the cores and the memory allow
+    limits: Limits = Limits()
+    time_limit_s: float | None = None  # None: each environment's own
+    network: Network = "none"
+    mounts: tuple[Mount, ...] = ()
+    gpus: str = "none"  # "none", "all", or device numbers "0,1"
+    runtime: str | None = None  # Docker's, by name
+    until_pass: bool = False
+    share_identical: bool = False
+    fresh: bool = False  # docker: one container a snippet, even where nesting works
+
+    def with_profile(self, profile: Profile) -> Self:
+        """`mlbench` is ML-Bench's own way: network, wall clock, no limits but time and disk."""
+        if profile == "strict":
+            return self
+        limits = msgspec.structs.replace(
+            self.limits, memory_bytes=None, cpus=None, pids=None, clock="wall"
+        )
+        return msgspec.structs.replace(self, limits=limits, network="bridge")
+
+    def resolved_concurrency(self) -> int:
+        """Sandboxes at once: what was asked, else what cores and memory admit, at least 1."""
+        if self.concurrency is not None:
+            return self.concurrency
+        cores = len(os.sched_getaffinity(0))
+        memory = self.limits.memory_bytes
+        return max(1, min(cores, host_memory_bytes() // memory if memory else cores))
+
+
+def host_memory_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def parse_size(text: str) -> int:
+    """`8g`, `512m`, `1.5GiB` or plain bytes; binary multiples. Raises `InputError`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
+    if match is None or (size := int(float(match[1]) * _SIZES[match[2]])) <= 0:
+        raise InputError(f"{text!r} is not a size: write for instance 512m or 8g")
+    return size
+
+
+def parse_mount(text: str) -> Mount:
+    """`SRC:DST[:rw]`. Raises `InputError`."""
+    parts = text.split(":")
+    mode = parts.pop() if len(parts) == 3 and parts[2] in {"ro", "rw"} else "ro"
+    if len(parts) != 2 or not all(parts) or not parts[1].startswith("/"):
+        raise InputError(f"--mount {text!r}: write SRC:DST or SRC:DST:rw, DST absolute")
+    source = str(Path(parts[0]).expanduser().absolute())
+    return Mount(
+        source=source, target=os.path.normpath(parts[1]), mode="rw" if mode == "rw" else "ro"
+    )

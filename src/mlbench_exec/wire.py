@@ -1,0 +1,198 @@
+"""Frames between host and agent: typed, bounded, strictly decoded.
+
+A frame is four bytes of length (big-endian) and that much JSON. What an agent sends is data from
+beside untrusted code: anything but the one message that is due is a `ProtocolError`.
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+import msgspec
+
+from mlbench_exec.environments import Environment
+from mlbench_exec.sandbox import Job, Observation
+
+MAX_FRAME_BYTES = 4 << 20
+MAX_CODE_BYTES = 16 << 20
+_LENGTH = struct.Struct(">I")
+
+AGENT_MODULES = ("kernel", "frames", "base", "view", "meter", "snippet", "main")
+# Read a JSON object of module sources from stdin, make them importable, start the loop.
+BOOT = """
+import os, sys, json, struct, types
+def read(size):
+    data = b""
+    while len(data) < size:
+        chunk = os.read(0, size - len(data))
+        if not chunk:
+            sys.exit(1)
+        data += chunk
+    return data
+sources = json.loads(read(struct.unpack(">I", read(4))[0]).decode("utf-8"))
+package = "mlbench_exec.agent"
+for name in ("mlbench_exec", package):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = []
+for name, source in sources:
+    module = types.ModuleType(package + "." + name)
+    sys.modules[module.__name__] = module
+    setattr(sys.modules[package], name, module)
+    exec(compile(source, "<" + module.__name__ + ">", "exec"), module.__dict__)
+del sources, source
+sys.exit(module.main())
+"""
+
+
+class ProtocolError(Exception):
+    """The agent sent something that is not the message due; never shown as a verdict."""
+
+
+class StashEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A folder or file to show: from `source`, as the agent sees it, at `target`."""
+
+    source: str
+    target: str
+    rw: bool = False
+
+
+class Setup(msgspec.Struct, frozen=True, kw_only=True):
+    """How an agent makes its sandbox; sent once. See the agent's `main.set_up`."""
+
+    nested: bool
+    mode: str  # "container": the root is an image's; "host": only what is named is shown
+    stash: tuple[StashEntry, ...] = ()
+    workdirs: tuple[str, ...] = ()
+    copies: tuple[tuple[str, str], ...] = ()  # fresh level: folders to copy, from and to
+    user: str = "mlbench"
+    uid: int | None = None  # what a root agent on a host becomes
+    inner_uid: int | None = None  # the snippet's user id as it sees it; None: the agent's
+    own_network: bool = False
+    gpus: bool = False
+    spare: str | None = None
+    filter: bytes = b""
+    cgroups: Mapping[str, str] | None = None  # None: the agent's own, as a container sees it
+    nproc: bool = False  # RLIMIT_NPROC must hold, for want of a pids cgroup
+    cpu_list: tuple[int, ...] | None = None
+    variables: Mapping[str, str] = {}
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True):
+    machine: str
+    python: str
+    uid: int
+    kernel: str
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready", forbid_unknown_fields=True):
+    home: str
+    owner: tuple[int, int] | None  # user and group of the first workdir, where it is there
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused", forbid_unknown_fields=True):
+    """The kernel or the container refused what the sandbox needs."""
+
+    reason: str
+
+
+class Result(msgspec.Struct, frozen=True, tag="result", forbid_unknown_fields=True):
+    observation: Observation
+
+
+class Unusable(msgspec.Struct, frozen=True, tag="unusable", forbid_unknown_fields=True):
+    """The environment or the row's folder isn't there."""
+
+    reason: str
+
+
+class Broken(msgspec.Struct, frozen=True, tag="broken", forbid_unknown_fields=True):
+    """The sandbox can't be trusted any more."""
+
+    reason: str
+
+
+Message = Hello | Ready | Refused | Result | Unusable | Broken
+_decoder = msgspec.json.Decoder(Message, strict=True)
+
+
+def frame(payload: bytes) -> bytes:
+    return _LENGTH.pack(len(payload)) + payload
+
+
+def agent_bundle() -> bytes:
+    """The agent's modules as one frame, in the order in which they import each other."""
+    folder = resources.files("mlbench_exec.agent")
+    sources = [(name, folder.joinpath(f"{name}.py").read_text()) for name in AGENT_MODULES]
+    return frame(json.dumps(sources).encode())
+
+
+def setup_frame(setup: Setup) -> bytes:
+    return frame(msgspec.json.encode(setup))
+
+
+def run_frame(job: Job) -> bytes:
+    return frame(msgspec.json.encode(_request(job)))
+
+
+def _request(job: Job) -> dict[str, Any]:
+    limits = job.limits
+    return {
+        "type": "run",
+        "environment": _environment(job.environment),
+        "path": job.path,
+        "language": job.language,
+        "code": job.code,
+        "limits": {
+            "memory": limits.memory_bytes,
+            "cpus": limits.cpus,
+            "pids": limits.pids,
+            "disk": limits.disk_bytes,
+            "files": limits.open_files,
+            "output": limits.output_bytes,
+            "clock": limits.clock,
+            "time": job.time_limit_s,
+            "cap": job.time_limit_s * limits.wall_cap_factor,
+        },
+    }
+
+
+def _environment(environment: Environment) -> dict[str, Any]:
+    return {
+        "name": environment.name,
+        "workdir": environment.workdir,
+        "python": environment.python,
+        "conda_env": environment.conda_env,
+        "env": environment.env,
+    }
+
+
+class FrameBuffer:
+    """Collects bytes into messages, never more than one frame's worth."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        self._data += data
+
+    def next_message(self) -> Message | None:
+        """The next whole message, or None if more bytes are needed; raises `ProtocolError`."""
+        if len(self._data) < _LENGTH.size:
+            return None
+        (length,) = _LENGTH.unpack_from(self._data)
+        if length > MAX_FRAME_BYTES:
+            raise ProtocolError(f"a frame of {length} bytes is over the limit of {MAX_FRAME_BYTES}")
+        end = _LENGTH.size + length
+        if len(self._data) < end:
+            return None
+        payload = bytes(self._data[_LENGTH.size : end])
+        del self._data[:end]
+        if self._data:
+            raise ProtocolError(f"{len(self._data)} bytes came after a message")
+        try:
+            message: Message = _decoder.decode(payload)
+            return message
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ProtocolError(f"not a message of the agent: {error}") from None

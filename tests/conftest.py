@@ -1,0 +1,126 @@
+"""What all tests share: no blocking calls in event loops, nothing left behind, Docker or not."""
+
+import functools
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from blockbuster import BlockBuster, blockbuster_ctx
+
+pytest.register_assert_rewrite("mlbench_exec.testing.conformance")
+
+IMAGES = Path(__file__).parent.parent / "images"
+CONFORMANCE_IMAGE = "mlbench-exec-test/conformance:latest"
+ENGINE_LABEL = "mlbench-exec.engine"
+LEAVE_WITHIN_S = 10.0
+
+
+@functools.cache
+def why_no_docker() -> str | None:
+    """The reason why tests marked `docker` can't run here, or None."""
+    if shutil.which("docker") is None:
+        return "there is no docker command"
+    try:
+        answer = subprocess.run(
+            ["docker", "version", "--format", "{{.Server.Version}}"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return "the Docker daemon doesn't answer within 30 s"
+    return None if answer.returncode == 0 else f"no Docker daemon: {answer.stderr.strip()}"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Without a daemon, skip what needs one; with MLBENCH_REQUIRE_DOCKER=1, fail it."""
+    if item.get_closest_marker("docker") is None or (reason := why_no_docker()) is None:
+        return
+    if os.environ.get("MLBENCH_REQUIRE_DOCKER") == "1":
+        pytest.fail(f"MLBENCH_REQUIRE_DOCKER=1, but {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def blockbuster() -> Iterator[BlockBuster]:
+    """A call of the engine that blocks an event loop raises `BlockingError`."""
+    with blockbuster_ctx(scanned_modules=["mlbench_exec"]) as active:
+        # One look at the socket's path when a client is made, not ours to change.
+        active.functions["os.stat"].can_block_in("aiodocker/docker.py", "__init__")
+        yield active
+
+
+@pytest.fixture(scope="session")
+def conformance_image() -> str:
+    """The image of the conformance suite, built on first use."""
+    found = subprocess.run(
+        ["docker", "image", "inspect", CONFORMANCE_IMAGE], capture_output=True, check=False
+    )
+    if found.returncode != 0:
+        subprocess.run([IMAGES / "conformance" / "build.sh"], check=True, timeout=1200)
+    return CONFORMANCE_IMAGE
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """The whole test run leaves no container, process, mount, folder or cgroup of ours."""
+    folder = Path(tempfile.mkdtemp(prefix="mlbench-tests-"))
+    folder.chmod(0o711)
+    before, tempfile.tempdir = _leftovers(folder), str(folder)
+    try:
+        yield
+        until = time.monotonic() + LEAVE_WITHIN_S
+        while (left := _leftovers(folder) - before) and time.monotonic() < until:
+            time.sleep(0.1)
+        assert not left, f"left behind: {sorted(left)}"
+    finally:
+        tempfile.tempdir = None
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _leftovers(folder: Path) -> set[str]:
+    """What this process's engines have on this machine now; other runs' are not counted."""
+    own = os.getpid()
+    found = {f"container {name}" for name in own_containers()}
+    found |= {f"process {pid}" for pid in agents_of(own)}
+    found |= {f"folder {path}" for path in folder.glob("mlbench-exec-*")}
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    found |= {f"mount {line}" for line in mounts if "mlbench" in line}
+    for pattern in (f"mlbench-exec-{own}*", f"*/mlbench-exec-{own}*"):
+        found |= {f"cgroup {path}" for path in Path("/sys/fs/cgroup").glob(pattern)}
+    return found
+
+
+def own_containers() -> set[str]:
+    """Ids of the containers that engines of this process started."""
+    if why_no_docker() is not None:
+        return set()
+    line = '{{.ID}} {{.Label "%s"}}' % ENGINE_LABEL
+    listed = subprocess.run(
+        ["docker", "ps", "-a", "--no-trunc", "--filter", f"label={ENGINE_LABEL}", "--format", line],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    pairs = (row.split(" ", 1) for row in listed.stdout.splitlines())
+    return {name for name, label in pairs if json.loads(label)["pid"] == os.getpid()}
+
+
+def agents_of(parent: int) -> set[int]:
+    """Child processes of `parent` that are agents, by their command line."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            ppid = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if ppid == parent and b"mlbench_exec.agent" in (folder / "cmdline").read_bytes():
+                found.add(int(folder.name))
+        except OSError:  # it has just ended
+            continue
+    return found
