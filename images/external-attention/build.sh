@@ -14,9 +14,11 @@ base=mlbench-exec-test/base:bookworm
 label=mlbench-exec.source
 
 ../bootstrap-base.sh
+files=(Dockerfile install.sh requirements.txt requirements-alone.txt smoke.py
+    torchvision_without_ops.py)
 source_hash=$({
     docker image inspect --format '{{.Id}}' "$base"
-    sha256sum Dockerfile build.sh smoke.py
+    sha256sum build.sh "${files[@]}"
 } | sha256sum | cut -d' ' -f1)
 found=$(docker image inspect --format "{{index .Config.Labels \"$label\"}}" "$image" 2>/dev/null || true)
 if [ "$found" = "$source_hash" ]; then
@@ -29,19 +31,21 @@ if [ "$version" != 3.11 ]; then
     echo "$python is Python $version, the image's is 3.11: set PYTHON to a Python 3.11" >&2
     exit 2
 fi
-mkdir -p "$cache"
-if [ ! -e "$cache/complete" ]; then
-    echo "fetching wheels into $cache"
-    "$python" -m pip wheel --quiet --wheel-dir "$cache" torch==2.13.0 numpy
-    "$python" -m pip wheel --quiet --wheel-dir "$cache" --no-deps fightingcv-attention==1.0.0
-    touch "$cache/complete"
+wheels=$cache/$(cat requirements*.txt | sha256sum | cut -c-16)
+if [ ! -e "$wheels/complete" ]; then
+    echo "fetching wheels into $wheels"
+    mkdir -p "$wheels"
+    "$python" -m pip wheel --quiet --wheel-dir "$wheels" --requirement requirements.txt
+    "$python" -m pip wheel --quiet --wheel-dir "$wheels" --no-deps \
+        --requirement requirements-alone.txt
+    touch "$wheels/complete"
 fi
 
 context=$(mktemp -d /var/tmp/mlbench-exec-context.XXXXXX)
 trap 'rm -rf "$context"' EXIT
-cp Dockerfile smoke.py "$context"
+cp "${files[@]}" "$context"
 mkdir "$context/wheels"
-cp -l "$cache"/*.whl "$context/wheels" 2>/dev/null || cp "$cache"/*.whl "$context/wheels"
+cp "$wheels"/*.whl "$context/wheels"
 docker build --quiet --network none --build-arg "BASE=$base" --label "$label=$source_hash" \
     --tag "$image" "$context" >/dev/null
 docker run --rm --network none "$image" python /opt/smoke.py

@@ -107,7 +107,7 @@ class Evaluation:
                     await journal.set_images(digests)
                 tally = Tally(until_pass=self.settings.until_pass)
                 self._resume(journal, tally)
-                await self._refuse_changed()
+                await self._refuse_changed(engine)
                 self._show_header(engine)
                 async with log_to(self.folder):
                     unjudged = await self._judge(engine, journal, tally)
@@ -124,13 +124,14 @@ class Evaluation:
             self._judged.setdefault(key, {})[index] = recorded.status in PASSING
             tally.add(recorded, empty=recorded.output_hash == empty)
 
-    async def _refuse_changed(self) -> None:
+    async def _refuse_changed(self, engine: Engine) -> None:
         """A first pass over a file: count it, and name outputs that differ from judged ones."""
         if self.outputs == STDIN:
             return
         total = 0
         changed: list[str] = []
-        async for row in self.select(read_submissions(self.outputs)):
+        rows = self.select(read_submissions(self.outputs))
+        async for row in screen(rows, engine.samples):
             if isinstance(row, Rejected):
                 total += 1
                 continue

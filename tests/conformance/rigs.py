@@ -21,6 +21,7 @@ from mlbench_exec.testing.conformance import LIMITS, Case
 
 PYTHON = "/usr/bin/python3"
 OTHER_UID = 1234
+INNER = "/deep_data/extra/more"  # where the mount at /deep_data has no such folder
 VARIABLES = {"GREETING": "hello world; $HOME 'x'", "EMPTY": "", "PYTHONHASHSEED": "7"}
 ACTIVATE = """\
 [ -d {root}/envs/"$1" ] || {{ echo "Could not find conda environment: $1" >&2; return 1; }}
@@ -75,6 +76,11 @@ class Rig:
         finally:
             self.portal.call(sandbox.aclose)
 
+    def settle(self) -> None:
+        """Wait until nothing is being opened or closed."""
+        for future in (*self._ready.values(), *self._closing):
+            future.result()
+
     def close(self) -> None:
         ready = [future.result() for future in self._ready.values()]
         self._ready.clear()
@@ -96,9 +102,7 @@ class Rig:
         return self.portal.start_task_soon(self.backend.open, environment, 0)
 
 
-def snippet(
-    language: Language, code: str, *, path: str = "./", time_limit_s: float = 20.0
-) -> Case:
+def snippet(language: Language, code: str, *, path: str = "./", time_limit_s: float = 20.0) -> Case:
     """A case whose observation the test itself looks at."""
     return Case(
         name="snippet",
@@ -203,7 +207,6 @@ def _docker_roles(folder: Path, repo: Path, image: str) -> dict[str, Environment
     data = str(folder / "data")
     mounts = (
         Mount(source=data, target="/deep_data"),
-        Mount(source=data, target="/deep_data/extra/more"),
         Mount(source=data, target="/repos/tiny/weights/model"),
         Mount(source=f"{data}/file.txt", target="/repos/tiny/package/weights.bin"),
         Mount(source=str(folder / "out"), target="/out", mode="rw"),
@@ -220,6 +223,7 @@ def _docker_roles(folder: Path, repo: Path, image: str) -> dict[str, Environment
                 tiny, workdir="/srv/repo", mounts=(Mount(source=str(repo), target="/srv/repo"),)
             ),
             "mounts": _with(tiny, mounts=mounts),
+            "mount-in-mount": _with(tiny, mounts=(*mounts, Mount(source=data, target=INNER))),
         }
     )
 
@@ -234,12 +238,9 @@ def _local_roles(folder: Path, repo: Path) -> dict[str, Environment]:
         os.chown(folder / "mixed" / "package" / "deep" / "data.txt", 0, 0)
     _make_conda(folder / "conda")
     data, repository = str(folder / "data"), str(folder / "tiny")
-    tiny = Environment(
-        name="tiny", github_ids=(1,), repo="tiny", workdir=repository, python=PYTHON
-    )
+    tiny = Environment(name="tiny", github_ids=(1,), repo="tiny", workdir=repository, python=PYTHON)
     mounts = (
         Mount(source=data, target="/deep_data"),
-        Mount(source=data, target="/deep_data/extra/more"),
         Mount(source=data, target=f"{repository}/weights/model"),
         Mount(source=f"{data}/file.txt", target=f"{repository}/package/weights.bin"),
         Mount(source=str(folder / "out"), target="/out", mode="rw"),
@@ -251,6 +252,7 @@ def _local_roles(folder: Path, repo: Path) -> dict[str, Environment]:
             "other-owner": _with(tiny, workdir=str(folder / "other")),
             "read-only": _with(tiny, workdir=str(repo)),
             "mounts": _with(tiny, mounts=mounts),
+            "mount-in-mount": _with(tiny, mounts=(*mounts, Mount(source=data, target=INNER))),
         }
     )
 

@@ -167,8 +167,10 @@ attempt(os.chmod, "/deep_data/file.txt", 0o777)
 
 def test_a_mount_in_a_mount_leaves_both_read_only(rig: Rig) -> None:
     """A target made inside a read-only mount gives a snippet no place to write to."""
+    if "fresh" in rig.backend.level:
+        pytest.skip("Docker itself makes no folder in a read-only mount")
     code = "cat /deep_data/extra/more/file.txt; cd /deep_data; ls; for f in . extra extra/more sub;"
-    seen = rig.bash(f"{code} do touch $f/new && echo wrote $f; done", "mounts")
+    seen = rig.bash(f"{code} do touch $f/new && echo wrote $f; done", "mount-in-mount")
     assert seen.stdout.split("\n") == ["the host's", "extra", "file.txt", "sub", ""], seen
 
 
@@ -297,6 +299,7 @@ def test_a_sandbox_killed_from_outside_has_failed(rig: Rig, how: str, at: str) -
     """An agent or container that disappears is `SandboxFailed`, at once, and never a verdict."""
     if how == "removed" and rig.backend.name == "local":
         pytest.skip("only containers can be removed")
+    rig.settle()
     containers, agents = own_containers(), agents_of(os.getpid())
     marker = f"victim-{uuid.uuid4().hex}"
     code = f"exec -a {marker} sleep 1000"

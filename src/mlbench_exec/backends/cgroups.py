@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from mlbench_exec.backends.identity import PREFIX, is_dead_name
 from mlbench_exec.sandbox import Limits
 
 HEADROOM_BYTES = 64 << 20  # the agent itself, and the kernel's bookkeeping
@@ -81,9 +82,8 @@ class Cgroups:
 
 def find(name: str) -> Cgroups | None:
     """Where this process can make groups with memory and pids limits, tried for real."""
-    own = _own_paths()
-    mounts = _mounts()
-    for version, parents in _candidates(own, mounts):
+    for version, parents in _candidates(_own_paths(), _mounts()):
+        _remove_leftovers(set(parents.values()))
         cgroups = Cgroups(name, parents=parents, version=version)
         try:
             if version == 2:
@@ -98,6 +98,16 @@ def find(name: str) -> Cgroups | None:
             return cgroups
         cgroups.close()
     return None
+
+
+def _remove_leftovers(parents: set[Path]) -> None:
+    """Remove the empty groups of engines that were killed."""
+    for parent in parents:
+        for folder in parent.glob(f"{PREFIX}*"):
+            if is_dead_name(folder.name):
+                for path in (*folder.glob("*/"), folder):
+                    with contextlib.suppress(OSError):
+                        path.rmdir()
 
 
 def _candidates(

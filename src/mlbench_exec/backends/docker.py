@@ -4,9 +4,7 @@ import contextlib
 import json
 import math
 import os
-import socket
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Self
 
 import aiodocker
@@ -18,6 +16,7 @@ from aiodocker.stream import Stream
 from mlbench_exec import seccomp, wire
 from mlbench_exec.backends.agent_sandbox import AgentSandbox, NestingRefused
 from mlbench_exec.backends.cgroups import HEADROOM_BYTES, HEADROOM_PIDS
+from mlbench_exec.backends.identity import engine_identity, is_dead
 from mlbench_exec.backends.interpreters import is_below
 from mlbench_exec.environments import Environment, Mount
 from mlbench_exec.errors import BackendUnavailable, EnvironmentUnusable, SandboxFailed
@@ -379,38 +378,6 @@ def _translated(doing: str) -> Any:
         yield
     except (aiodocker.DockerError, aiohttp.ClientError, OSError, TimeoutError) as error:
         raise SandboxFailed(f"Docker failed while {doing}: {error}") from error
-
-
-def engine_identity() -> dict[str, Any]:
-    """What tells this process from every other one, on this host and others, across boots."""
-    return {
-        "host": socket.gethostname(),
-        "boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
-        "pid": os.getpid(),
-        "start": _start_time(os.getpid()),
-    }
-
-
-def is_dead(label: str) -> bool:
-    """Whether the engine that wrote this label ran on this host and is no more."""
-    own = engine_identity()
-    try:
-        other = json.loads(label)
-        if other["host"] != own["host"]:
-            return False
-        return bool(
-            other["boot"] != own["boot"] or _start_time(int(other["pid"])) != other["start"]
-        )
-    except (ValueError, TypeError, KeyError):
-        return False
-
-
-def _start_time(pid: int) -> int | None:
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    return int(text.rpartition(")")[2].split()[19])
 
 
 async def _delete(container: DockerContainer) -> None:

@@ -14,7 +14,7 @@ import anyio
 from anyio.abc import Process
 
 from mlbench_exec import seccomp, wire
-from mlbench_exec.backends import cgroups, interpreters
+from mlbench_exec.backends import cgroups, identity, interpreters
 from mlbench_exec.backends.agent_sandbox import AgentSandbox, NestingRefused
 from mlbench_exec.environments import Environment, Mount
 from mlbench_exec.errors import BackendUnavailable, EnvironmentUnusable, SandboxFailed
@@ -63,9 +63,9 @@ class LocalBackend:
     async def __aenter__(self) -> Self:
         if sys.platform != "linux":
             raise BackendUnavailable(f"the local backend needs Linux, this is {sys.platform}")
-        name = f"mlbench-exec-{os.getpid()}"
-        self._cgroups = await anyio.to_thread.run_sync(cgroups.find, name)
-        self._folder = Path(tempfile.mkdtemp(prefix="mlbench-exec-"))
+        await anyio.to_thread.run_sync(_remove_leftovers)
+        self._cgroups = await anyio.to_thread.run_sync(cgroups.find, identity.local_name())
+        self._folder = Path(tempfile.mkdtemp(prefix=identity.local_name() + "-"))
         self._folder.chmod(0o711)
         try:
             await self._probe()
@@ -216,6 +216,13 @@ class LocalBackend:
         count = min(len(cores), math.ceil(self._limits.cpus))
         first = slot * count
         return tuple(cores[(first + i) % len(cores)] for i in range(count))
+
+
+def _remove_leftovers() -> None:
+    """Remove the temporary folders of engines that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{identity.PREFIX}*"):
+        if identity.is_dead_name(folder.name) and folder.lstat().st_uid == os.geteuid():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def unused_uid(slot: int) -> int:

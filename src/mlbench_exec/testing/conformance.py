@@ -201,7 +201,8 @@ _STARTS = (
         user="getpass.getuser() == pwd.getpwuid(os.getuid()).pw_name",
         logname="os.environ['USER'] == os.environ['LOGNAME'] == getpass.getuser()",
         tmp="os.access('/tmp', os.W_OK)",
-        clean_tmp="not [n for n in os.listdir('/tmp') if not os.getcwd().startswith('/tmp/' + n)]",
+        clean_tmp="not [n for n in os.listdir('/tmp') if not (os.getcwd() + os.environ['PATH'])"
+        ".count('/tmp/' + n)]",
         host="bool(socket.gethostname())",
         resolves="socket.gethostbyname('localhost') == '127.0.0.1'",
     ),
