@@ -102,7 +102,7 @@ def own_containers() -> set[str]:
     """Ids of the containers that engines of this process started."""
     if why_no_docker() is not None:
         return set()
-    line = '{{.ID}} {{.Label "%s"}}' % ENGINE_LABEL
+    line = '{{.ID}} {{.Label "' + ENGINE_LABEL + '"}}'
     listed = subprocess.run(
         ["docker", "ps", "-a", "--no-trunc", "--filter", f"label={ENGINE_LABEL}", "--format", line],
         capture_output=True,

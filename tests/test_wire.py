@@ -3,6 +3,7 @@ import struct
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import msgspec
 import pytest
 from hypothesis import given
@@ -229,11 +230,12 @@ async def test_a_closed_input_has_failed() -> None:
     """An agent that no longer reads is `SandboxFailed`, with what it said last."""
     stream = ScriptedStream()
     await stream.aclose()
-    with pytest.raises(SandboxFailed, match="its input is closed.*its stderr"):
+    with pytest.raises(SandboxFailed, match=r"its input is closed.*its stderr"):
         await AgentSandbox(stream).run(JOB)
 
 
 async def start(*messages: wire.Message) -> wire.Ready:
+    await anyio.to_thread.run_sync(wire.agent_bundle)  # as a backend does, since it reads files
     sandbox = AgentSandbox(ScriptedStream(*[encoded(message) for message in messages]))
     return await sandbox.start(lambda hello: wire.Setup(nested=True, mode="host"))
 

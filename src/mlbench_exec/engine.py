@@ -91,6 +91,7 @@ class Engine:
         self._environments = environments
         self._backend = backend
         self._run_name = run_name
+        self._refused: dict[str, str] = {}  # by environment: why it can't be opened
         self._pool: Pool | None = None
         self._tasks: TaskGroup | None = None
         self._stack = AsyncExitStack()
@@ -298,14 +299,22 @@ class Engine:
         )
 
     async def _observe(self, job: Job) -> tuple[Observation, int]:
+        """Borrow a sandbox and run the job; an environment that can't be opened stays refused."""
         assert self._pool is not None
-        self.backend.check(job.environment)
+        name = job.environment.name
+        if name in self._refused:
+            raise EnvironmentUnusable(self._refused[name])
         unusable: EnvironmentUnusable | None = None
-        async with self._pool.lend(job.environment) as lease:
-            try:
-                return await lease.sandbox.run(job), lease.slot
-            except EnvironmentUnusable as error:  # the sandbox itself is as good as before
-                unusable = error
+        try:
+            self.backend.check(job.environment)
+            async with self._pool.lend(job.environment) as lease:
+                try:
+                    return await lease.sandbox.run(job), lease.slot
+                except EnvironmentUnusable as error:  # the sandbox itself is as good as before
+                    unusable = error
+        except EnvironmentUnusable as error:
+            self._refused[name] = str(error)
+            raise
         raise unusable
 
     def _unjudged(self, execution: Execution, kind: str, reason: str) -> tuple[Outcome, ...]:

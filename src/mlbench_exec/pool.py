@@ -5,20 +5,22 @@ from contextlib import asynccontextmanager
 from typing import Self
 
 import anyio
+import anyio.lowlevel
 import msgspec
 from anyio.abc import TaskGroup
 
 from mlbench_exec.environments import Environment
-from mlbench_exec.errors import MLBenchExecError
+from mlbench_exec.errors import EnvironmentUnusable, MLBenchExecError
 from mlbench_exec.sandbox import Backend, Sandbox
 
 SPARES = 4  # single-use sandboxes kept ready beyond those in use
+LEFT = "the pool's block was left: no sandbox is lent any more"
 
 
 class Statistics(msgspec.Struct, frozen=True):
-    """How the pool stands. Every slot is in just one of these states."""
+    """How the pool stands. A slot is in one of these states, or free."""
 
-    lent: int
+    lent: int  # also while it is being opened for its borrower, or closed after a failed one
     idle: int
     refilling: int
     opened: int  # ever
@@ -53,6 +55,8 @@ class Pool:
         self._opened = 0
         self._is_single_use = False
         self._changed = anyio.Event()
+        self._borrowers: set[anyio.CancelScope] = set()
+        self._is_closed = False
         self._tasks: TaskGroup | None = None
 
     def __repr__(self) -> str:
@@ -67,58 +71,87 @@ class Pool:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
+        """End the borrowers that are left, and close every sandbox."""
         assert self._tasks is not None
+        self._is_closed = True
         self._tasks.cancel_scope.cancel()
-        try:
-            await self._tasks.__aexit__(None, None, None)
-        finally:
-            with anyio.CancelScope(shield=True):
+        for scope in self._borrowers:
+            scope.cancel()
+        with anyio.CancelScope(shield=True):
+            try:
+                await self._tasks.__aexit__(None, None, None)
+            finally:
+                while self._borrowers:
+                    await self._changed.wait()
                 async with anyio.create_task_group() as closing:
                     for idle in self._idle:
                         closing.start_soon(idle.lease.sandbox.aclose)
-            self._idle.clear()
+                self._idle.clear()
 
     @asynccontextmanager
-    async def lend(self, environment: Environment) -> AsyncIterator[Lease]:
-        """Borrow a pristine sandbox for this environment.
+    async def lend(self, environment: Environment, *, fresh: bool = False) -> AsyncIterator[Lease]:
+        """Borrow a pristine sandbox for this environment; a `fresh` one served nobody before.
 
-        Raises what `Backend.open` raises. A borrower that raises anything but
-        `EnvironmentUnusable`, or is cancelled, condemns its sandbox.
+        Raises what `Backend.open` raises, and `RuntimeError` once the pool is left, which ends
+        the borrowers. A borrower that raises anything but `EnvironmentUnusable`, or is
+        cancelled, condemns its sandbox.
         """
-        key = self._backend.key(environment)
-        async with self._permits:
-            self._lent += 1
+        if self._is_closed:
+            raise RuntimeError(LEFT)
+        with anyio.CancelScope() as scope:
+            self._borrowers.add(scope)
             try:
-                lease = await self._take(key, environment)
-            except BaseException:
-                self._lent -= 1
-                raise
-            is_condemned = True
+                async with self._permits, self._borrow(environment, fresh) as lease:
+                    yield lease
+            finally:
+                self._borrowers.discard(scope)
+                self._notify()
+        if scope.cancelled_caught:
+            raise RuntimeError(LEFT)
+
+    @asynccontextmanager
+    async def _borrow(self, environment: Environment, fresh: bool) -> AsyncIterator[Lease]:
+        """For a holder of a permit, who counts as lending until its sandbox is seen to."""
+        key = self._backend.key(environment)
+        self._lent += 1
+        try:
+            lease = await self._take(key, environment, fresh)
             try:
                 yield lease
-                is_condemned = False
-            finally:
-                self._lent -= 1
-                if is_condemned:
-                    with anyio.CancelScope(shield=True):
-                        await lease.sandbox.aclose()
-                    self._release(lease.slot)
-                elif lease.sandbox.reusable:
-                    self._put_back(key, lease)
-                else:
-                    self._refilling += 1
-                    assert self._tasks is not None
-                    self._tasks.start_soon(self._replace, key, environment, lease)
+            except EnvironmentUnusable:
+                self._give_back(key, environment, lease)
+                raise
+            except BaseException:
+                await self._close(lease)
+                raise
+            self._give_back(key, environment, lease)
+        finally:
+            self._lent -= 1
 
-    async def _take(self, key: str, environment: Environment) -> Lease:
+    def _give_back(self, key: str, environment: Environment, lease: Lease) -> None:
+        if lease.sandbox.reusable:
+            self._put_back(key, lease)
+        else:
+            self._refilling += 1
+            assert self._tasks is not None
+            self._tasks.start_soon(self._replace, key, environment, lease)
+
+    async def _close(self, lease: Lease) -> None:
+        try:
+            with anyio.CancelScope(shield=True):
+                await lease.sandbox.aclose()
+        finally:
+            self._release(lease.slot)
+
+    async def _take(self, key: str, environment: Environment, fresh: bool) -> Lease:
         while True:
             for position in range(len(self._idle) - 1, -1, -1):
-                if self._idle[position].key == key:
+                if self._idle[position].key == key and not fresh:
                     return self._idle.pop(position).lease
             slot = self._free_slot()
             if slot is not None:
                 return await self._open(environment, slot)
-            if self._idle:  # of other environments: the least recently used one makes room
+            if self._idle:  # the least recently used one makes room
                 slot = await self._evict()
                 return await self._open(environment, slot)
             changed = self._changed

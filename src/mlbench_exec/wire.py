@@ -19,7 +19,19 @@ MAX_FRAME_BYTES = 4 << 20
 MAX_CODE_BYTES = 16 << 20
 _LENGTH = struct.Struct(">I")
 
-AGENT_MODULES = ("kernel", "frames", "base", "view", "meter", "snippet", "main")
+AGENT_MODULES = (
+    "kernel",
+    "frames",
+    "base",
+    "view",
+    "meter",
+    "world",
+    "program",
+    "snippet",
+    "environment",
+    "setup",
+    "main",
+)
 # Read a JSON object of module sources from stdin, make them importable, start the loop.
 BOOT = """
 import os, sys, json, struct, types

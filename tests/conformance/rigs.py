@@ -78,8 +78,10 @@ class Rig:
 
     def settle(self) -> None:
         """Wait until nothing is being opened or closed."""
-        for future in (*self._ready.values(), *self._closing):
-            future.result()
+        for opening in self._ready.values():
+            opening.result()
+        for closing in self._closing:
+            closing.result()
 
     def close(self) -> None:
         ready = [future.result() for future in self._ready.values()]

@@ -1,5 +1,6 @@
 """One suite for every backend: real sandboxes, real programs."""
 
+import itertools
 import os
 import signal
 import socket
@@ -7,15 +8,17 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import anyio
+import msgspec
 import pytest
+
 from conformance.rigs import PYTHON, VARIABLES, Rig, job_of, open_rig, snippet
 from conftest import agents_of, own_containers
-
 from mlbench_exec.errors import EnvironmentUnusable, SandboxFailed
+from mlbench_exec.sandbox import Observation
 from mlbench_exec.testing.conformance import CASES, DIRTY, FINGERPRINT, LIMITS, Case
 
 pytestmark = pytest.mark.slow
@@ -277,7 +280,7 @@ with socket.socket(socket.AF_UNIX) as caller:
 def own_addresses() -> list[str]:
     """This machine's IPv4 addresses, loopback and bridges included."""
     listed = Path("/proc/net/fib_trie").read_text().split("Local:")[-1].splitlines()
-    pairs = zip(listed, listed[1:], strict=False)
+    pairs = itertools.pairwise(listed)
     found = {line.split()[-1] for line, after in pairs if "/32 host LOCAL" in after}
     return sorted(found)
 
@@ -329,9 +332,9 @@ def end(victim: str | int, how: str) -> None:
         subprocess.run(["docker", *command, victim], check=True, capture_output=True)
 
 
-def wait_for(condition: object, within_s: float = 10.0) -> None:
+def wait_for(condition: Callable[[], object], within_s: float = 10.0) -> None:
     until = time.monotonic() + within_s
-    while not condition():  # type: ignore[operator]
+    while not condition():
         assert time.monotonic() < until, "it did not happen in time"
         time.sleep(0.02)
 
@@ -388,12 +391,9 @@ print(sorted(name for name in os.listdir("/proc") if name.isdigit()))
 def test_a_private_interpreter_is_visible(rig: Rig) -> None:
     """An interpreter in somebody's private folder works, with its packages, read-only."""
     own = Path(sys.executable)
-    environment = rig.roles["tiny"]
-    import msgspec
+    environment = msgspec.structs.replace(rig.roles["tiny"], name="private", python=str(own))
 
-    environment = msgspec.structs.replace(environment, name="private", python=str(own))
-
-    async def run() -> object:
+    async def run() -> Observation:
         sandbox = await rig.backend.open(environment, 0)
         try:
             code = "import msgspec, sys; print(sys.prefix); open(msgspec.__file__, 'a')"
@@ -402,5 +402,5 @@ def test_a_private_interpreter_is_visible(rig: Rig) -> None:
             await sandbox.aclose()
 
     seen = rig.portal.call(run)
-    assert seen.stdout == f"{sys.prefix}\n", seen  # type: ignore[attr-defined]
-    assert "Error" in seen.stderr  # type: ignore[attr-defined]
+    assert seen.stdout == f"{sys.prefix}\n", seen
+    assert "Error" in seen.stderr

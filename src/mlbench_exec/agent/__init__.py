@@ -1,11 +1,16 @@
 """The program inside the sandbox: standard library only, CPython 3.7 and later, shipped as bytes.
 
-    kernel    system calls that Python doesn't wrap
-    frames    messages to and from the host
-    view      what a snippet sees of the file system
-    meter     what a snippet uses, and how long it could not run
-    snippet   one snippet, from fork to verdict material
-    main      the loop: set up once, then run snippet after snippet
+    kernel       system calls that Python doesn't wrap
+    frames       messages to and from the host
+    base         what every snippet sees of the file system, read-only
+    view         a snippet's own writable layers over it
+    meter        what a snippet uses, and how long it could not run
+    world        what stays the same for every snippet of this sandbox
+    program      from fork to exec, giving up everything on the way
+    snippet      watching one snippet from start to end
+    environment  an environment's folder, interpreter and variables, prepared once
+    setup        from a plain process to pid 1 of the sandbox's own namespaces
+    main         the loop: set up once, then run snippet after snippet
 
 Nothing here imports the host's side; modules import only those above them in this list.
 """

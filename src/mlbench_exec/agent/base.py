@@ -9,10 +9,13 @@ A new root on a small tmpfs, into which the host's or the container's folders ar
     /.mlbench/bin         a `python` for interpreters whose folder has only `python3`
 """
 
+from __future__ import annotations
+
 import os
 import pwd
 import shlex
 import signal
+from typing import Any, Callable, Optional
 
 from mlbench_exec.agent import kernel
 
@@ -36,28 +39,35 @@ ETC = (
     "protocols redhat-release resolv.conf rpc services ssl terminfo timezone vulkan",
 )
 
+# From a path to the fd of a user namespace that makes its owner the snippet's user, or None.
+IdMapper = Callable[[str], Optional[int]]
+
 
 class Base:
     """What later steps must know of the base view."""
 
-    def __init__(self, spec):
-        self.container = spec["mode"] == "container"
-        self.stash = spec["stash"]  # each: source, target, rw; its index is its stash number
-        self.home = None
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self.container: bool = spec["mode"] == "container"
+        self.stash: list[dict[str, Any]] = spec[
+            "stash"
+        ]  # each: source, target, rw; its index is its stash number
+        self.home = ""
         self.own_home = False  # the home is ours to make, not an existing folder
-        self.user = spec["user"]
+        self.user: str = spec["user"]
         self.uid = os.getuid()
-        self.inner_uid = spec["inner_uid"]
-        self.gpus = spec["gpus"]
-        self.spare = spec["spare"]  # a folder on disk for mended files, or None: a tmpfs
-        self.workdirs = spec["workdirs"]
+        self.inner_uid: int | None = spec["inner_uid"]
+        self.gpus: bool = spec["gpus"]
+        self.spare: str | None = spec[
+            "spare"
+        ]  # a folder on disk for mended files, or None: a tmpfs
+        self.workdirs: list[str] = spec["workdirs"]
 
-    def is_replaced(self, path):
+    def is_replaced(self, path: str) -> bool:
         """Whether a snippet gets a folder of its own at or above `path`."""
-        folders = ["/tmp", "/var/tmp", self.home, *self.workdirs]
+        folders = ["/tmp", "/var/tmp", *self.workdirs] + ([self.home] if self.home else [])
         return any(is_below(path, folder) for folder in folders)
 
-    def find(self, path):
+    def find(self, path: str) -> str:
         """Where the base view holds `path`: below a stash entry, or at its own place."""
         best = None
         for number, entry in enumerate(self.stash):
@@ -72,12 +82,12 @@ class Base:
         )
 
 
-def is_below(path, folder):
+def is_below(path: str, folder: str) -> bool:
     """Whether `path` is `folder` or lies in it; both absolute and normal."""
     return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
-def build(base, idmap=None):
+def build(base: Base, idmap: IdMapper | None = None) -> None:
     """Mount the base view and make it the root. Needs CAP_SYS_ADMIN over the mount namespace.
 
     `idmap` (a real root's privilege) gives, for a path, the fd of a user namespace that makes
@@ -134,7 +144,7 @@ def build(base, idmap=None):
         kernel.mount("tmpfs", MENDED, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=0755")
 
 
-def make_shim(name, python):
+def make_shim(name: str, python: str) -> str:
     """A folder with a `python` that starts `python`, for folders that only have a `python3`.
 
     At the fresh level there is no base view to put it in, so it goes to /tmp.
@@ -148,14 +158,14 @@ def make_shim(name, python):
     return folder
 
 
-def place(source, target):
+def place(source: str, target: str) -> None:
     """Bind `source` on `target`, which is made if need be, also in a read-only folder."""
     if not os.path.lexists(target):
         _make_mount_point(target, os.path.isdir(source))
     kernel.bind(source, target, recursive=True)
 
 
-def _make_mount_point(target, is_folder):
+def _make_mount_point(target: str, is_folder: bool) -> None:
     parent = os.path.dirname(target)
     try:
         os.makedirs(parent, exist_ok=True)
@@ -178,12 +188,12 @@ def _make_mount_point(target, is_folder):
     _create(target, is_folder)
 
 
-def escape(path):
+def escape(path: str) -> str:
     """A path as an overlay option: its separators are backslash, comma and colon."""
     return path.replace("\\", "\\\\").replace(",", "\\,").replace(":", "\\:")
 
 
-def _mount_point(base):
+def _mount_point(base: Base) -> str:
     sources = [entry["source"] for entry in base.stash] + [base.spare or "/usr"]
     for folder in MOUNT_POINTS:
         if not os.path.isdir(folder) or any(is_below(source, folder) for source in sources):
@@ -196,7 +206,7 @@ def _mount_point(base):
     raise OSError("no folder to build a new root on among %s" % ", ".join(MOUNT_POINTS))
 
 
-def _show(source, target):
+def _show(source: str, target: str) -> None:
     """Bind a folder read-only with all that is mounted in it; copy a link as a link."""
     if os.path.islink(source):
         os.symlink(os.readlink(source), target)
@@ -209,35 +219,35 @@ def _show(source, target):
         _protect(target, recursive=True)
 
 
-def _show_if_there(source, root):
+def _show_if_there(source: str, root: str) -> None:
     if os.path.isdir(source):
         os.makedirs(root + source, exist_ok=True)
         kernel.bind(source, root + source)
         _protect(root + source)
 
 
-def _is_empty(folder):
+def _is_empty(folder: str) -> bool:
     try:
         return not os.listdir(folder)
     except OSError:
         return False
 
 
-def _protect(target, recursive=False, rw=False):
+def _protect(target: str, recursive: bool = False, rw: bool = False) -> None:
     attributes = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV
     kernel.mount_setattr(
         target, attributes | (0 if rw else kernel.MOUNT_ATTR_RDONLY), recursive=recursive
     )
 
 
-def _create(path, is_folder):
+def _create(path: str, is_folder: bool) -> None:
     if is_folder:
         os.mkdir(path, 0o755)
     else:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
 
 
-def _stash(root, number, entry, idmap):
+def _stash(root: str, number: int, entry: dict[str, Any], idmap: IdMapper | None) -> None:
     target = "%s%s/%d" % (root, STASH, number)
     os.makedirs(os.path.dirname(target), exist_ok=True)
     _create(target, os.path.isdir(entry["source"]))
@@ -252,7 +262,7 @@ def _stash(root, number, entry, idmap):
     _protect(target, recursive=True, rw=entry["rw"])
 
 
-def _make_dev(base, root):
+def _make_dev(base: Base, root: str) -> None:
     names = list(DEVICES)
     if base.gpus:
         names += [name for name in os.listdir("/dev") if name.startswith(GPU_DEVICES)]
@@ -278,17 +288,17 @@ def _make_dev(base, root):
         pass  # a program without a terminal device still runs
 
 
-def _make_home(base, root):
+def _make_home(base: Base, root: str) -> None:
     """Settle the home folder: an existing one that is ours gets a layer, else a new one."""
     if base.container:
         if _account(base.uid) is None:
             _bind_over(root, "/etc/passwd", _passwd_line(base, base.uid))
         base.user = user_name(base)
     home = os.environ.get("HOME")
-    if home and base.container and os.path.isdir(home) and os.path.realpath(home) != "/":
-        if os.stat(home).st_uid == base.uid:
-            base.home = os.path.realpath(home)
-            return
+    if home and base.container and os.path.isdir(home) and os.stat(home).st_uid == base.uid:
+        base.home = os.path.realpath(home)
+    if base.home not in {"", "/"}:
+        return
     base.own_home = True
     base.home = "/home/" + base.user
     if not os.path.isdir(root + base.home):
@@ -298,24 +308,24 @@ def _make_home(base, root):
             os.makedirs(root + base.home)
 
 
-def user_name(base):
+def user_name(base: Base) -> str:
     """The image's own name for the user, or ours where it has none."""
     account = _account(base.uid)
     return account.pw_name if account else base.user
 
 
-def _account(uid):
+def _account(uid: int) -> pwd.struct_passwd | None:
     try:
         return pwd.getpwuid(uid)
     except KeyError:
         return None
 
 
-def _passwd_line(base, uid):
+def _passwd_line(base: Base, uid: int) -> str:
     return "%s:x:%d:%d::/home/%s:/bin/bash\n" % (base.user, uid, uid, base.user)
 
 
-def _bind_over(root, path, addition):
+def _bind_over(root: str, path: str, addition: str) -> None:
     """Show `path` with a line more, where it is there at all."""
     try:
         with open(path) as original:
@@ -329,7 +339,7 @@ def _bind_over(root, path, addition):
     _protect(root + path)
 
 
-def _make_etc(base, root):
+def _make_etc(base: Base, root: str) -> None:
     os.makedirs(root + "/etc")
     for name in " ".join(ETC).split():
         source, target = "/etc/" + name, root + "/etc/" + name
@@ -340,7 +350,7 @@ def _make_etc(base, root):
         elif os.path.isfile(source) and os.access(source, os.R_OK):
             with open(source, "rb") as original, open(target, "wb") as copy:
                 copy.write(original.read())
-    uid = base.inner_uid
+    uid = base.uid if base.inner_uid is None else base.inner_uid
     with open(root + "/etc/passwd", "w") as file:
         file.write("root:x:0:0:root:/root:/bin/bash\n" + _passwd_line(base, uid))
         file.write("nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n")
@@ -350,11 +360,11 @@ def _make_etc(base, root):
         file.write("127.0.0.1 localhost mlbench\n::1 localhost\n")
 
 
-def idmapper(uid):
+def idmapper(uid: int) -> IdMapper:
     """A function from a path to a user namespace that maps the path's owner to `uid`."""
-    made = {}
+    made: dict[tuple[int, int], int | None] = {}
 
-    def namespace(path):
+    def namespace(path: str) -> int | None:
         status = os.stat(path)
         owner = (status.st_uid, status.st_gid)
         if owner not in made:
@@ -364,7 +374,7 @@ def idmapper(uid):
     return namespace
 
 
-def _user_namespace(owner, uid):
+def _user_namespace(owner: tuple[int, int], uid: int) -> int | None:
     ready_r, ready_w = os.pipe()
     child = os.fork()
     if child == 0:

@@ -1,5 +1,7 @@
 """System calls that Python doesn't wrap, each raising OSError with the call's name."""
 
+from __future__ import annotations
+
 import ctypes
 import os
 import platform
@@ -60,38 +62,44 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Refused(OSError):
     """A system call that failed; `call` says which."""
 
-    def __init__(self, number, call):
+    def __init__(self, number: int, call: str) -> None:
         OSError.__init__(self, number, "%s: %s" % (call, os.strerror(number)))
         self.call = call
 
 
-def _check(result, call):
+def _check(result: int, call: str) -> int:
     if result == -1:
         raise Refused(ctypes.get_errno(), call)
     return result
 
 
-def machine():
+def machine() -> str:
     return platform.machine()
 
 
-def _number(name):
+def _number(name: str) -> int:
     try:
         return _BY_MACHINE[machine()][name]
     except KeyError:
         raise Refused(38, "%s on %s" % (name, machine())) from None
 
 
-def unshare(flags):
+def unshare(flags: int) -> None:
     _check(_libc.unshare(ctypes.c_int(flags)), "unshare(0x%x)" % flags)
 
 
-def setns(fd, kind):
+def setns(fd: int, kind: int) -> None:
     _check(_libc.syscall(_number("setns"), fd, kind), "setns")
 
 
-def mount(source, target, fstype=None, flags=0, options=None):
-    def encoded(value):
+def mount(
+    source: str | None,
+    target: str,
+    fstype: str | None = None,
+    flags: int = 0,
+    options: str | None = None,
+) -> None:
+    def encoded(value: str | None) -> bytes | None:
         return None if value is None else os.fsencode(value)
 
     result = _libc.mount(
@@ -102,15 +110,15 @@ def mount(source, target, fstype=None, flags=0, options=None):
         raise Refused(number, "mount(%s on %s)" % (fstype or source, target))
 
 
-def bind(source, target, recursive=False):
+def bind(source: str, target: str, recursive: bool = False) -> None:
     mount(source, target, None, MS_BIND | (MS_REC if recursive else 0))
 
 
-def umount(target):
+def umount(target: str) -> None:
     _check(_libc.umount2(os.fsencode(target), MNT_DETACH), "umount2(%s)" % target)
 
 
-def pivot_root(new_root):
+def pivot_root(new_root: str) -> None:
     """Make `new_root` the root and let go of the old one."""
     os.chdir(new_root)
     _check(_libc.syscall(_number("pivot_root"), b".", b"."), "pivot_root(%s)" % new_root)
@@ -118,7 +126,7 @@ def pivot_root(new_root):
     os.chdir("/")
 
 
-def prctl(option, argument=0, argument3=0):
+def prctl(option: int, argument: int = 0, argument3: int = 0) -> int:
     ulong = ctypes.c_ulong
     result = _libc.prctl(
         ctypes.c_int(option), ulong(argument), ulong(argument3), ulong(0), ulong(0)
@@ -126,7 +134,7 @@ def prctl(option, argument=0, argument3=0):
     return _check(result, "prctl(%d)" % option)
 
 
-def pidfd_open(pid):
+def pidfd_open(pid: int) -> int:
     return _check(_libc.syscall(SYS_PIDFD_OPEN, pid, 0), "pidfd_open")
 
 
@@ -134,7 +142,13 @@ class _MountAttr(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "userns_fd")]
 
 
-def mount_setattr(path, attributes, recursive=False, fd=AT_FDCWD, userns_fd=0):
+def mount_setattr(
+    path: str,
+    attributes: int,
+    recursive: bool = False,
+    fd: int = AT_FDCWD,
+    userns_fd: int = 0,
+) -> None:
     """Add mount attributes; with `fd` and an empty path, to the mount behind `fd`."""
     attr = _MountAttr(attributes, 0, 0, userns_fd)
     flags = (AT_RECURSIVE if recursive else 0) | (0 if path else AT_EMPTY_PATH)
@@ -149,7 +163,7 @@ def mount_setattr(path, attributes, recursive=False, fd=AT_FDCWD, userns_fd=0):
     _check(result, "mount_setattr(%s)" % path)
 
 
-def bind_idmapped(source, target, userns_fd):
+def bind_idmapped(source: str, target: str, userns_fd: int) -> None:
     """Bind `source` on `target` with owners translated by the user namespace behind the fd."""
     tree = _check(
         _libc.syscall(
@@ -170,12 +184,12 @@ def bind_idmapped(source, target, userns_fd):
         os.close(tree)
 
 
-def sethostname(name):
+def sethostname(name: str) -> None:
     raw = os.fsencode(name)
     _check(_libc.sethostname(raw, ctypes.c_size_t(len(raw))), "sethostname")
 
 
-def drop_capabilities(bounding):
+def drop_capabilities(bounding: bool) -> None:
     """Give up every capability; with `bounding`, also the means to get one by an exec.
 
     Without CAP_SETPCAP (a container's process) `bounding` is out of reach: no_new_privs then
@@ -196,7 +210,7 @@ class _SockFprog(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
 
 
-def install_filter(program):
+def install_filter(program: bytes) -> None:
     """Set a seccomp filter given as the bytes of a BPF program; no_new_privs must be on."""
     buffer = ctypes.create_string_buffer(program, len(program))
     fprog = _SockFprog(len(program) // 8, ctypes.cast(buffer, ctypes.c_void_p).value)

@@ -1,7 +1,10 @@
 """What a snippet uses, and how long it was ready to run but had no CPU."""
 
+from __future__ import annotations
+
 import os
 import time
+from typing import Iterator
 
 
 class Meter:
@@ -13,19 +16,21 @@ class Meter:
     wanted more than one CPU it is spread over as many.
     """
 
-    def __init__(self, cpus, own_pids, proc="/proc"):
+    def __init__(self, cpus: float, own_pids: set[int], proc: str = "/proc") -> None:
         self.cpus = cpus
         self.stalled_s = 0.0
         self.ran_s = 0.0  # what the samples saw; what ended between two of them is missing
-        self.seen = {}  # (pid, tid) -> (run, delay) in nanoseconds
+        self.seen: dict[
+            tuple[int, str], tuple[int, int]
+        ] = {}  # (pid, tid) -> (run, delay) in nanoseconds
         self._own = own_pids
         self._proc = proc
         self._last = time.monotonic()
 
-    def sample(self):
+    def sample(self) -> None:
         now = time.monotonic()
         ran = delayed = 0
-        seen = {}
+        seen: dict[tuple[int, str], tuple[int, int]] = {}
         for pid in self.pids():
             for key, run, delay in self._threads(pid):
                 before = self.seen.get(key, (0, 0))
@@ -37,14 +42,14 @@ class Meter:
         self.stalled_s += stalled(ran / 1e9, delayed / 1e9, now - self._last, self.cpus)
         self._last = now
 
-    def pids(self):
+    def pids(self) -> list[int]:
         return [
             int(name)
             for name in os.listdir(self._proc)
             if name.isdigit() and int(name) not in self._own
         ]
 
-    def _threads(self, pid):
+    def _threads(self, pid: int) -> Iterator[tuple[tuple[int, str], int, int]]:
         folder = "%s/%d/task" % (self._proc, pid)
         try:
             names = os.listdir(folder)
@@ -58,7 +63,7 @@ class Meter:
             except (OSError, IndexError, ValueError):
                 continue  # it ended in between
 
-    def resident_bytes(self):
+    def resident_bytes(self) -> int:
         """Memory of all processes, shared pages counted once (PSS); costly, so ask seldom."""
         total = 0
         for pid in self.pids():
@@ -73,7 +78,7 @@ class Meter:
         return total
 
 
-def stalled(ran_s, delayed_s, dt, cpus):
+def stalled(ran_s: float, delayed_s: float, dt: float, cpus: float) -> float:
     """Seconds of `dt` in which the snippet could have run and was not let."""
     wanted = min(ran_s + delayed_s, cpus * dt)
     if dt <= 0 or wanted <= ran_s:
@@ -87,23 +92,23 @@ class Counters:
     Opened before the root changes: the files stay readable whatever the view shows.
     """
 
-    def __init__(self, folders):
+    def __init__(self, folders: dict[str, str]) -> None:
         memory, pids = folders.get("memory"), folders.get("pids")
         self._memory = _open(memory, "memory.stat")
         self._ooms = _open(memory, "memory.events") or _open(memory, "memory.oom_control")
         self._pids = _open(pids, "pids.events")
 
     @property
-    def has_memory(self):
+    def has_memory(self) -> bool:
         return self._memory is not None
 
-    def oom_kills(self):
+    def oom_kills(self) -> int:
         return _field(self._ooms, b"oom_kill")
 
-    def pids_refused(self):
+    def pids_refused(self) -> int:
         return _field(self._pids, b"max")
 
-    def memory_bytes(self):
+    def memory_bytes(self) -> int:
         """Anonymous and shared memory: what can't be dropped like a file's cached pages."""
         fields = _fields(self._memory)
         if b"total_rss" in fields:  # version 1, with its children
@@ -111,21 +116,21 @@ class Counters:
         return fields.get(b"anon", fields.get(b"rss", 0)) + fields.get(b"shmem", 0)
 
 
-def own_cgroups():
+def own_cgroups() -> dict[str, str]:
     """Where a container sees its own cgroup: mounted as the root of each hierarchy."""
     if os.path.exists("/sys/fs/cgroup/memory.stat"):
         return {"memory": "/sys/fs/cgroup", "pids": "/sys/fs/cgroup"}
     return {name: "/sys/fs/cgroup/" + name for name in ("memory", "pids")}
 
 
-def _open(folder, name):
+def _open(folder: str | None, name: str) -> int | None:
     try:
         return os.open(os.path.join(folder, name), os.O_RDONLY) if folder else None
     except OSError:
         return None
 
 
-def _fields(fd):
+def _fields(fd: int | None) -> dict[bytes, int]:
     if fd is None:
         return {}
     try:
@@ -135,5 +140,5 @@ def _fields(fd):
     return {name: int(value) for name, value in zip(words[::2], words[1::2]) if value.isdigit()}
 
 
-def _field(fd, name):
+def _field(fd: int | None, name: bytes) -> int:
     return _fields(fd).get(name, 0)

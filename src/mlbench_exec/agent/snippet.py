@@ -9,26 +9,22 @@ Nested level, as processes:
 Fresh level: the agent is pid 1 of a container that serves this one snippet; there is no init.
 """
 
-import errno
+from __future__ import annotations
+
 import json
 import os
 import resource
 import select
 import signal
 import time
+from typing import Any
 
-from mlbench_exec.agent import frames, kernel, view
+from mlbench_exec.agent import frames, kernel
 from mlbench_exec.agent.meter import Meter
+from mlbench_exec.agent.program import Program, Unusable, fork
+from mlbench_exec.agent.world import World
 
 TICK_S = 0.05
-NAMESPACES = kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
-NO_LIMIT_SHM = 8 << 30
-SCRIPT = "temp.py"
-NOT_EXECUTABLE = 126
-
-
-class Unusable(Exception):
-    """The environment isn't there: the message says what is missing."""
 
 
 class Broken(Exception):
@@ -38,7 +34,7 @@ class Broken(Exception):
 class Drain:
     """The first and the last bytes of a stream, with the count of all."""
 
-    def __init__(self, fd, limit):
+    def __init__(self, fd: int, limit: int) -> None:
         os.set_blocking(fd, False)
         self.fd = fd
         self.total = 0
@@ -47,7 +43,7 @@ class Drain:
         self._head = bytearray()
         self._tail = bytearray()
 
-    def pull(self, rounds=16):
+    def pull(self, rounds: int = 16) -> None:
         """Read what is there, `rounds` chunks at most."""
         for _ in range(rounds):
             try:
@@ -67,11 +63,11 @@ class Drain:
                 if len(self._tail) > self._half:
                     del self._tail[: len(self._tail) - self._half]
 
-    def pull_rest(self):
+    def pull_rest(self) -> None:
         """Read to the end, once nobody is left to write; bounded by what a pipe holds."""
         self.pull(rounds=64)
 
-    def text(self):
+    def text(self) -> str:
         head = self._head.decode("utf-8", "replace")
         cut = self.total - len(self._head) - len(self._tail)
         tail = bytes(self._tail)
@@ -79,39 +75,13 @@ class Drain:
             return bytes(self._head + self._tail).decode("utf-8", "replace")
         return "%s\n[... %d bytes left out ...]\n%s" % (head, cut, tail.decode("utf-8", "replace"))
 
-    def raw(self):
+    def raw(self) -> bytes:
         return bytes(self._head + self._tail)
 
 
-class Program:
-    """What to run: argv's first word is looked up on the environment's PATH."""
-
-    def __init__(self, language, code, cwd, workdir, variables, python, mended):
-        self.language = language
-        self.code = code
-        self.cwd = cwd
-        self.workdir = workdir
-        self.variables = variables
-        self.python = python
-        self.mended = mended
-
-    def command(self):
-        if self.language == "bash":
-            return _which("bash", self.variables), ["bash", "-c", self.code]
-        path = self.python or _which("python", self.variables)
-        name = "python" if os.path.basename(path) == "python" else path
-        return path, [name, SCRIPT]
-
-
-def _which(name, variables):
-    for folder in variables.get("PATH", os.defpath).split(":"):
-        path = os.path.join(folder, name)
-        if os.path.isfile(path) and os.access(path, os.X_OK):
-            return path
-    raise Unusable("there is no %s on the environment's PATH (%s)" % (name, variables.get("PATH")))
-
-
-def run(world, program, limits):
+def run(
+    world: World, program: Program, limits: dict[str, Any]
+) -> tuple[dict[str, Any], Drain, Drain]:
     """Run it to its end or limit; return the observation as a dict, with `drains` beside it."""
     running = _Running(world, program, limits)
     try:
@@ -122,16 +92,17 @@ def run(world, program, limits):
 
 
 class _Running:
-    def __init__(self, world, program, limits):
+    def __init__(self, world: World, program: Program, limits: dict[str, Any]) -> None:
         self.world, self.program, self.limits = world, program, limits
         self.ooms = world.counters.oom_kills()
         self.refused = world.counters.pids_refused()
         self.memory_before = world.counters.memory_bytes()
-        self.limit = None
-        self.status = None  # as waitpid gives it
-        self.failure = None
-        self.started = None
-        self.ended = None
+        self.limit: str | None = None
+        self.status: int | None = None  # as waitpid gives it
+        self.failure: str | dict[str, str] | None = None
+        self.has_started = False
+        self.started = 0.0
+        self.ended = 0.0
         self.peak = 0
         self.cpu_s = 0.0
         self.max_rss = 0
@@ -141,7 +112,7 @@ class _Running:
             self.free_before, self.size_before = _free_bytes("/"), _size_of(program.workdir)
         self._children_before = resource.getrusage(resource.RUSAGE_CHILDREN)
         out, err, report = os.pipe(), os.pipe(), os.pipe()
-        self.pid = _fork(world, program, limits, out[1], err[1], report[1])
+        self.pid = fork(world, program, limits, out[1], err[1], report[1])
         for pipe in (out, err, report):
             os.close(pipe[1])
         self.out = Drain(out[0], limits["output"])
@@ -150,7 +121,7 @@ class _Running:
         self.pidfd = None if world.nested else kernel.pidfd_open(self.pid)
         self.meter = Meter(limits["cpus"] or os.cpu_count() or 1, world.own_pids)
 
-    def watch(self):
+    def watch(self) -> None:
         poller = select.poll()
         for fd in (self.out.fd, self.err.fd, self.report_fd):
             poller.register(fd, select.POLLIN)
@@ -165,15 +136,15 @@ class _Running:
                 self._sample()
                 self._reap_orphans()
                 next_sample = time.monotonic() + TICK_S
-            if self.started is None and now > deadline:
+            if not self.has_started and now > deadline:
                 raise Broken("the snippet's namespaces were not ready within 60 s")
-            if self.started is not None and self._is_over_time(now):
+            if self.has_started and self._is_over_time(now):
                 self.limit = "time"
                 break
             for fd, event in poller.poll(self._wait_ms(next_sample)):
                 self._handle(fd, event, poller)
 
-    def _handle(self, fd, event, poller):
+    def _handle(self, fd: int, event: int, poller: select.poll) -> None:
         if fd == self.world.control_fd:
             raise frames.HostGone
         if fd == self.report_fd:
@@ -186,7 +157,7 @@ class _Running:
             if not drain.is_open:
                 poller.unregister(fd)
 
-    def _reap_orphans(self):
+    def _reap_orphans(self) -> None:
         """Fresh level: the agent is pid 1, and what lost its parent is its child."""
         while not self.world.nested:
             try:
@@ -198,7 +169,7 @@ class _Running:
             if pid == self.pid:
                 self.status, self.ended = status, time.monotonic()
 
-    def _read_report(self, poller):
+    def _read_report(self, poller: select.poll) -> None:
         chunk = os.read(self.report_fd, 65536)
         if not chunk:
             poller.unregister(self.report_fd)
@@ -210,17 +181,17 @@ class _Running:
             line, self._report = self._report.split(b"\n", 1)
             message = json.loads(line.decode("utf-8"))
             if "started" in message:
-                self.started = message["started"]
+                self.has_started, self.started = True, message["started"]
             elif "status" in message:
                 self.status, self.ended = message["status"], message["ended"]
             else:
                 self.failure = message
 
-    def _counted(self, now):
+    def _counted(self, now: float) -> float:
         wall = now - self.started
         return wall - (self.meter.stalled_s if self.limits["clock"] == "fair" else 0.0)
 
-    def _is_over_time(self, now):
+    def _is_over_time(self, now: float) -> bool:
         if now - self.started > self.limits["cap"]:
             raise Broken(
                 "after %.0f s of wall-clock time the snippet had got only %.1f s to run: "
@@ -229,16 +200,16 @@ class _Running:
         if self._counted(now) < self.limits["time"]:
             return False
         self.meter.sample()  # what was stolen since the last look doesn't count
-        return self._counted(time.monotonic()) >= self.limits["time"]
+        return bool(self._counted(time.monotonic()) >= self.limits["time"])
 
-    def _wait_ms(self, next_sample):
+    def _wait_ms(self, next_sample: float) -> int:
         now = time.monotonic()
         wait = next_sample - now
-        if self.started is not None:
+        if self.has_started:
             wait = min(wait, self.limits["time"] - self._counted(now))
         return max(1, int(wait * 1000) + 1)
 
-    def _sample(self):
+    def _sample(self) -> None:
         self.meter.sample()
         used = self._memory_bytes()
         self.peak = max(self.peak, used)
@@ -247,24 +218,24 @@ class _Running:
         if not self.world.nested and self._has_outgrown_disk():
             self.limit = "disk"
 
-    def _memory_bytes(self):
+    def _memory_bytes(self) -> int:
         disk = self._disk_bytes()
         if self.world.counters.has_memory:
             return max(0, self.world.counters.memory_bytes() - self.memory_before - disk)
         return self.meter.resident_bytes()
 
-    def _has_outgrown_disk(self):
+    def _has_outgrown_disk(self) -> bool:
         """Fresh level: a container's layer has no size limit, so it is watched.
 
         The file system's free space is shared with others, so it only raises the suspicion.
         """
         if self.free_before - _free_bytes("/") < self.limits["disk"]:
             return False
-        return _size_of(self.program.workdir) - self.size_before > self.limits["disk"]
+        return bool(_size_of(self.program.workdir) - self.size_before > self.limits["disk"])
 
-    def _disk_bytes(self):
+    def _disk_bytes(self) -> int:
         """What the snippet has written: its tmpfs pages count as memory of the cgroup too."""
-        if self.started is None:
+        if not self.has_started:
             return 0
         try:
             root = "/proc/%d/root" % self.pid if self.world.nested else ""
@@ -274,10 +245,10 @@ class _Running:
         self.disk_full = self.disk_full or status.f_bfree == 0 or status.f_ffree == 0
         return (status.f_blocks - status.f_bfree) * status.f_frsize
 
-    def end(self):
+    def end(self) -> None:
         """Kill everything the snippet started, wait for it to be gone, read what is left."""
         self._disk_bytes()
-        if self.ended is None:
+        if not self.ended:
             self.ended = time.monotonic()
         self.meter.sample()
         if self.world.nested:
@@ -293,7 +264,7 @@ class _Running:
         if self.pidfd is not None:
             os.close(self.pidfd)
 
-    def _end_fresh(self):
+    def _end_fresh(self) -> None:
         while True:
             _kill(-1)
             try:
@@ -306,7 +277,7 @@ class _Running:
         self.cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         self.max_rss = after.ru_maxrss * 1024
 
-    def observation(self):
+    def observation(self) -> dict[str, Any]:
         ooms = self.world.counters.oom_kills() - self.ooms
         if self.limit == "memory":
             ooms = max(ooms, 1)
@@ -324,12 +295,12 @@ class _Running:
                 code = os.WEXITSTATUS(self.status)
         elif self.failure == "lost":
             number = int(signal.SIGKILL)
-        wall = self.ended - (self.started or self.ended)
+        wall = self.ended - self.started if self.has_started else 0.0
         stalled = min(self.meter.stalled_s, wall)
         return {
             "exit_code": code,
             "signal": number,
-            "limit": self.limit or self._limit_met(code, ooms),
+            "limit": self.limit or self._limit_met(ooms),
             "oom_kills": ooms,
             "wall_s": wall,
             "counted_s": wall - (stalled if self.limits["clock"] == "fair" else 0.0),
@@ -342,7 +313,7 @@ class _Running:
             "stderr_bytes": self.err.total,
         }
 
-    def _limit_met(self, code, ooms):
+    def _limit_met(self, ooms: int) -> str | None:
         """The limit that an ended snippet met, as far as the kernel tells."""
         if ooms:
             return "memory"
@@ -351,12 +322,12 @@ class _Running:
         return "disk" if self.disk_full else None
 
 
-def _free_bytes(path):
+def _free_bytes(path: str) -> int:
     status = os.statvfs(path)
     return status.f_bfree * status.f_frsize
 
 
-def _size_of(folder):
+def _size_of(folder: str) -> int:
     total = 0
     for path, _, files in os.walk(folder):
         for name in files:
@@ -367,147 +338,8 @@ def _size_of(folder):
     return total
 
 
-def _kill(pid):
+def _kill(pid: int) -> None:
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
-
-
-def _fork(world, program, limits, out, err, report):
-    if world.nested:
-        # A process makes one child namespace only, unless it points back to its own first.
-        kernel.setns(world.own_pid_ns, kernel.CLONE_NEWPID)
-        kernel.unshare(kernel.CLONE_NEWPID)
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        if world.nested:
-            _init(world, program, limits, out, err, report)
-        else:
-            _program(world, program, limits, out, err, report, None)
-    except Unusable as error:
-        _tell(report, {"unusable": str(error)})
-    except BaseException as error:  # noqa: BLE001 - the parent must hear of anything at all
-        _tell(report, {"failed": "%s: %s" % (type(error).__name__, error)})
-    finally:
-        os._exit(1)
-
-
-def _tell(report, message):
-    os.write(report, json.dumps(message).encode("ascii") + b"\n")
-
-
-def _init(world, program, limits, out, err, report):
-    """Pid 1 of the snippet's namespaces: make the view, start the program, reap."""
-    with open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")
-    kernel.unshare(NAMESPACES)
-    kernel.sethostname("mlbench")
-    shm = limits["memory"] or NO_LIMIT_SHM
-    view.enter(world.base, program.workdir, program.mended, limits["disk"], shm)
-    outer_proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
-    view.mount_proc()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            _program(world, program, limits, out, err, report, outer_proc)
-        except Unusable as error:
-            _tell(report, {"unusable": str(error)})
-        except BaseException as error:  # noqa: BLE001 - as above
-            _tell(report, {"failed": "%s: %s" % (type(error).__name__, error)})
-        finally:
-            os._exit(1)
-    os.close(out)
-    os.close(err)
-    while True:
-        try:
-            ended, status, _ = os.wait4(-1, 0)
-        except ChildProcessError:
-            signal.pause()
-            continue
-        if ended == pid:
-            _tell(report, {"status": status, "ended": time.monotonic()})
-
-
-def _program(world, program, limits, out, err, report, outer_proc):
-    """The child that becomes the snippet: everything is given up, then python or bash runs."""
-    os.setsid()
-    if not os.path.isdir(program.cwd):
-        raise Unusable("there is no folder %s in the sandbox" % program.cwd)
-    os.chdir(program.cwd)
-    os.umask(0o022)
-    if program.language == "python":
-        _write_script(program)
-    path, argv = program.command()
-    stdin = os.open("/dev/null", os.O_RDONLY)
-    for source, target in ((stdin, 0), (out, 1), (err, 2)):
-        os.dup2(source, target)
-    if world.nested:
-        kernel.unshare(kernel.CLONE_NEWUSER)
-        map_user(world.inner_uid, world.uid, world.inner_gid, world.gid, outer_proc)
-    else:
-        kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")
-    _set_rlimits(world, limits)
-    for number in range(1, signal.NSIG):
-        if number not in (signal.SIGKILL, signal.SIGSTOP):
-            try:
-                signal.signal(number, signal.SIG_DFL)
-            except (OSError, ValueError):
-                continue  # the C library's own
-    kernel.drop_capabilities(bounding=world.nested)
-    kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
-    if world.filter:
-        kernel.install_filter(world.filter)
-    _tell(report, {"started": time.monotonic()})
-    try:
-        os.execve(path, argv, program.variables)
-    except OSError as error:
-        if error.errno == errno.ENOENT:
-            raise Unusable("%s can't be started: %s" % (path, error.strerror)) from None
-        os.write(2, ("mlbench-exec: %s: %s\n" % (argv[0], error.strerror)).encode())
-    except ValueError as error:  # a NUL byte in a bash snippet
-        os.write(2, ("mlbench-exec: %s: %s\n" % (argv[0], error)).encode())
-    os._exit(NOT_EXECUTABLE)
-
-
-def _write_script(program):
-    try:
-        os.unlink(SCRIPT)  # whatever the repository has there, a link or a FIFO included
-    except FileNotFoundError:
-        pass
-    with open(SCRIPT, "wb") as file:
-        file.write(program.code)
-
-
-def map_user(inner_uid, uid, inner_gid, gid, proc_fd=None):
-    """Map one user and one group of this process's new user namespace to those outside."""
-    for name, text in (
-        ("setgroups", "deny"),
-        ("uid_map", "%d %d 1" % (inner_uid, uid)),
-        ("gid_map", "%d %d 1" % (inner_gid, gid)),
-    ):
-        path = "self/" + name if proc_fd is not None else "/proc/self/" + name
-        fd = os.open(path, os.O_WRONLY, dir_fd=proc_fd)
-        try:
-            os.write(fd, text.encode())
-        finally:
-            os.close(fd)
-
-
-def _set_rlimits(world, limits):
-    def lower(kind, value):
-        _, hard = resource.getrlimit(kind)
-        if hard != resource.RLIM_INFINITY:
-            value = min(value, hard)
-        resource.setrlimit(kind, (value, value))
-
-    lower(resource.RLIMIT_CORE, 1)  # 0 would still feed a piped core_pattern
-    lower(resource.RLIMIT_NOFILE, limits["files"])
-    if world.nproc and limits["pids"]:
-        lower(resource.RLIMIT_NPROC, limits["pids"])
-    if limits["memory"] and not world.counters.has_memory:
-        lower(resource.RLIMIT_DATA, limits["memory"])

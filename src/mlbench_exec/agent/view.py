@@ -1,14 +1,16 @@
 """A snippet's own view: writable layers over the base view, gone with its mount namespace."""
 
+from __future__ import annotations
+
 import os
 
 from mlbench_exec.agent import kernel
-from mlbench_exec.agent.base import MENDED, SCRATCH, STASH, escape, is_below, place
+from mlbench_exec.agent.base import MENDED, SCRATCH, STASH, Base, escape, is_below, place
 
 TMPFS = kernel.MS_NOSUID | kernel.MS_NODEV
 
 
-def enter(base, workdir, mended, disk_bytes, shm_bytes):
+def enter(base: Base, workdir: str, mended: str | None, disk_bytes: int, shm_bytes: int) -> None:
     """Mount the view in this process's fresh mount namespace.
 
     `mended` names the layer to lay over the workdir's own files, or is None. Everything that
@@ -36,7 +38,8 @@ def enter(base, workdir, mended, disk_bytes, shm_bytes):
         if entry["target"] not in layers
         and any(is_below(entry["target"], folder) for folder in replaced)
     ]
-    steps = [(folder, None) for folder in layers] + again
+    steps: list[tuple[str, str | None]] = [(folder, None) for folder in layers]
+    steps += again
     for number, (folder, source) in enumerate(sorted(steps, key=lambda step: len(step[0]))):
         if source is not None:
             place(source, folder)
@@ -49,13 +52,13 @@ def enter(base, workdir, mended, disk_bytes, shm_bytes):
     kernel.mount("tmpfs", "/dev/shm", "tmpfs", TMPFS, options)
 
 
-def mount_proc():
+def mount_proc() -> None:
     """The snippet's own /proc. Read-only: /proc/sys obeys the user id, not capabilities."""
     flags = kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
     kernel.mount("proc", "/proc", "proc", flags)
 
 
-def _lay_over(base, folder, mended, number):
+def _lay_over(base: Base, folder: str, mended: str | None, number: int) -> None:
     upper, work = "%s/upper%d" % (SCRATCH, number), "%s/work%d" % (SCRATCH, number)
     os.mkdir(upper)
     os.mkdir(work)
@@ -68,7 +71,7 @@ def _lay_over(base, folder, mended, number):
     kernel.mount("overlay", folder, "overlay", TMPFS, options)
 
 
-def mend(base, workdir, uid):
+def mend(base: Base, workdir: str, uid: int) -> str | None:
     """Make writable twins of what `uid` doesn't own below `workdir`; return the layer or None.
 
     An overlay keeps the owners of its lower layer, and a file of another's stays read-only
@@ -92,7 +95,7 @@ def mend(base, workdir, uid):
     return layer
 
 
-def _has_foreign(found, uid):
+def _has_foreign(found: str, uid: int) -> bool:
     if _is_foreign(found, uid):
         return True
     for folder, folders, files in os.walk(found):
@@ -101,7 +104,7 @@ def _has_foreign(found, uid):
     return False
 
 
-def _is_foreign(path, uid):
+def _is_foreign(path: str, uid: int) -> bool:
     try:
         status = os.lstat(path)
     except OSError:
@@ -112,7 +115,7 @@ def _is_foreign(path, uid):
     return status.st_uid != uid or (status.st_mode & writable) != writable
 
 
-def _twin_folder(layer, found, twin):
+def _twin_folder(layer: str, found: str, twin: str) -> None:
     """Make `twin` and the folders above it, each with its original's mode."""
     relative = os.path.relpath(twin, layer)
     path, original = layer, found
@@ -123,7 +126,7 @@ def _twin_folder(layer, found, twin):
         os.chmod(path, (os.stat(original).st_mode | 0o700) & 0o777)
 
 
-def _copy(source, target):
+def _copy(source: str, target: str) -> None:
     """Copy a regular file that can be read; others stay as they are."""
     if not os.path.isfile(source) or not os.access(source, os.R_OK):
         return

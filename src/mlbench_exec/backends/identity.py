@@ -1,4 +1,4 @@
-"""Identity: whose leftovers are whose; an engine's containers, folders and cgroups bear its mark."""
+"""Identity: marks by which the leftovers of an engine that died can be told from others'."""
 
 import json
 import os

@@ -33,7 +33,10 @@ HELP = (
 
 
 class LocalBackend:
-    """Starts agents as child processes. As root, each becomes a user that owns nothing."""
+    """Starts agents as child processes. As root, each becomes a user that owns nothing.
+
+    `agent_python` runs the agent (CPython 3.7 or later), not the snippets.
+    """
 
     name = "local"
 
@@ -44,7 +47,9 @@ class LocalBackend:
         network: Network = "none",
         mounts: tuple[Mount, ...] = (),
         gpus: str = "none",
+        agent_python: str = sys.executable,
     ) -> None:
+        self._agent_python = agent_python
         self._limits = limits
         self._network = network
         self._mounts = mounts
@@ -171,7 +176,7 @@ class LocalBackend:
             os.chown(spare, uid, uid)
         group = self._cgroups.make(name, self._limits) if self._cgroups else None
         process = await anyio.open_process(
-            [sys.executable, "-I", "-S", "-u", "-c", wire.BOOT],
+            [self._agent_python, "-I", "-S", "-u", "-c", wire.BOOT],
             stdin=PIPE,
             stdout=PIPE,
             stderr=PIPE,

@@ -25,7 +25,7 @@ TOP_REASONS = 20
 _KS = ("pass1", "pass2", "pass5")
 _NEXT_STEPS = {
     "infrastructure": "run the same command again: they are tried anew",
-    "environment": "put it there, or correct the environments file; then run the same command again",
+    "environment": "put it there or correct the environments file; run the same command again",
     "input": "correct these lines of the input, then run the same command again",
 }
 

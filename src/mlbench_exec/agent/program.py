@@ -1,0 +1,217 @@
+"""The program's side: from fork to exec, giving up everything on the way.
+
+Nested level: an init, pid 1 of fresh namespaces, makes the view and reaps; its child goes into a
+user namespace of its own and becomes python or bash. Fresh level: there is no init.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import signal
+import time
+from typing import Any
+
+from mlbench_exec.agent import kernel, view
+from mlbench_exec.agent.world import World
+
+NAMESPACES = kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
+NO_LIMIT_SHM = 8 << 30
+SCRIPT = "temp.py"
+NOT_EXECUTABLE = 126
+
+
+class Unusable(Exception):
+    """The environment isn't there: the message says what is missing."""
+
+
+class Program:
+    """What to run: argv's first word is looked up on the environment's PATH."""
+
+    def __init__(
+        self,
+        language: str,
+        code: bytes,
+        cwd: str,
+        workdir: str,
+        variables: dict[str, str],
+        python: str | None,
+        mended: str | None,
+    ) -> None:
+        self.language = language
+        self.code = code
+        self.cwd = cwd
+        self.workdir = workdir
+        self.variables = variables
+        self.python = python
+        self.mended = mended
+
+    def command(self) -> tuple[str, list[str | bytes]]:
+        if self.language == "bash":
+            return _which("bash", self.variables), ["bash", "-c", self.code]
+        path = self.python or _which("python", self.variables)
+        name = "python" if os.path.basename(path) == "python" else path
+        return path, [name, SCRIPT]
+
+
+def _which(name: str, variables: dict[str, str]) -> str:
+    for folder in variables.get("PATH", os.defpath).split(":"):
+        path = os.path.join(folder, name)
+        if os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    raise Unusable("there is no %s on the environment's PATH (%s)" % (name, variables.get("PATH")))
+
+
+def fork(
+    world: World, program: Program, limits: dict[str, Any], out: int, err: int, report: int
+) -> int:
+    if world.nested:
+        # A process makes one child namespace only, unless it points back to its own first.
+        kernel.setns(world.own_pid_ns, kernel.CLONE_NEWPID)
+        kernel.unshare(kernel.CLONE_NEWPID)
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        if world.nested:
+            _init(world, program, limits, out, err, report)
+        else:
+            _program(world, program, limits, out, err, report, None)
+    except Unusable as error:
+        _tell(report, {"unusable": str(error)})
+    except BaseException as error:  # noqa: BLE001 - the parent must hear of anything at all
+        _tell(report, {"failed": "%s: %s" % (type(error).__name__, error)})
+    finally:
+        os._exit(1)
+
+
+def _tell(report: int, message: dict[str, Any]) -> None:
+    os.write(report, json.dumps(message).encode("ascii") + b"\n")
+
+
+def _init(
+    world: World, program: Program, limits: dict[str, Any], out: int, err: int, report: int
+) -> None:
+    """Pid 1 of the snippet's namespaces: make the view, start the program, reap."""
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
+    kernel.unshare(NAMESPACES)
+    kernel.sethostname("mlbench")
+    shm = limits["memory"] or NO_LIMIT_SHM
+    view.enter(world.base, program.workdir, program.mended, limits["disk"], shm)
+    outer_proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
+    view.mount_proc()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _program(world, program, limits, out, err, report, outer_proc)
+        except Unusable as error:
+            _tell(report, {"unusable": str(error)})
+        except BaseException as error:  # noqa: BLE001 - as above
+            _tell(report, {"failed": "%s: %s" % (type(error).__name__, error)})
+        finally:
+            os._exit(1)
+    os.close(out)
+    os.close(err)
+    while True:
+        try:
+            ended, status, _ = os.wait4(-1, 0)
+        except ChildProcessError:
+            signal.pause()
+            continue
+        if ended == pid:
+            _tell(report, {"status": status, "ended": time.monotonic()})
+
+
+def _program(
+    world: World,
+    program: Program,
+    limits: dict[str, Any],
+    out: int,
+    err: int,
+    report: int,
+    outer_proc: int | None,
+) -> None:
+    """The child that becomes the snippet: everything is given up, then python or bash runs."""
+    os.setsid()
+    if not os.path.isdir(program.cwd):
+        raise Unusable("there is no folder %s in the sandbox" % program.cwd)
+    os.chdir(program.cwd)
+    os.umask(0o022)
+    if program.language == "python":
+        _write_script(program)
+    path, argv = program.command()
+    stdin = os.open("/dev/null", os.O_RDONLY)
+    for source, target in ((stdin, 0), (out, 1), (err, 2)):
+        os.dup2(source, target)
+    if world.nested:
+        kernel.unshare(kernel.CLONE_NEWUSER)
+        map_user(world.inner_uid, world.uid, world.inner_gid, world.gid, outer_proc)
+    else:
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
+    _set_rlimits(world, limits)
+    for number in range(1, signal.NSIG):
+        if number not in (signal.SIGKILL, signal.SIGSTOP):
+            try:
+                signal.signal(number, signal.SIG_DFL)
+            except (OSError, ValueError):
+                continue  # the C library's own
+    kernel.drop_capabilities(bounding=world.nested)
+    kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+    if world.filter:
+        kernel.install_filter(world.filter)
+    _tell(report, {"started": time.monotonic()})
+    try:
+        os.execve(path, argv, program.variables)
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            raise Unusable("%s can't be started: %s" % (path, error.strerror)) from None
+        os.write(2, ("mlbench-exec: %s: %s\n" % (program.language, error.strerror)).encode())
+    except ValueError as error:  # a NUL byte in a bash snippet
+        os.write(2, ("mlbench-exec: %s: %s\n" % (program.language, error)).encode())
+    os._exit(NOT_EXECUTABLE)
+
+
+def _write_script(program: Program) -> None:
+    try:
+        os.unlink(SCRIPT)  # whatever the repository has there, a link or a FIFO included
+    except FileNotFoundError:
+        pass
+    with open(SCRIPT, "wb") as file:
+        file.write(program.code)
+
+
+def map_user(
+    inner_uid: int, uid: int, inner_gid: int, gid: int, proc_fd: int | None = None
+) -> None:
+    """Map one user and one group of this process's new user namespace to those outside."""
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", "%d %d 1" % (inner_uid, uid)),
+        ("gid_map", "%d %d 1" % (inner_gid, gid)),
+    ):
+        path = "self/" + name if proc_fd is not None else "/proc/self/" + name
+        fd = os.open(path, os.O_WRONLY, dir_fd=proc_fd)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
+
+
+def _set_rlimits(world: World, limits: dict[str, Any]) -> None:
+    def lower(kind: int, value: int) -> None:
+        _, hard = resource.getrlimit(kind)
+        if hard != resource.RLIM_INFINITY:
+            value = min(value, hard)
+        resource.setrlimit(kind, (value, value))
+
+    lower(resource.RLIMIT_CORE, 1)  # 0 would still feed a piped core_pattern
+    lower(resource.RLIMIT_NOFILE, limits["files"])
+    if world.nproc and limits["pids"]:
+        lower(resource.RLIMIT_NPROC, limits["pids"])
+    if limits["memory"] and not world.counters.has_memory:
+        lower(resource.RLIMIT_DATA, limits["memory"])

@@ -1,0 +1,184 @@
+"""Setting up: from a plain process to pid 1 of the sandbox's own namespaces."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import shutil
+import signal
+import socket
+import struct
+from typing import Any
+
+from mlbench_exec.agent import base, frames, kernel, snippet
+from mlbench_exec.agent.environment import ACTIVATION_LIMITS, SYSTEM_PATH
+from mlbench_exec.agent.program import Program, Unusable, map_user
+from mlbench_exec.agent.snippet import Broken
+from mlbench_exec.agent.world import World
+
+PROBE_SCRIPT = b"rmdir d && mkdir d && echo 1 >d/file && [ -r /proc/self/stat ]"
+PROBE_LIMITS = dict(ACTIVATION_LIMITS, time=30.0, cap=60.0)
+
+
+def set_up(spec: dict[str, Any]) -> World:
+    """Enter the sandbox's own namespaces and build its base view; return the World."""
+    world = World(spec, control_fd=frames.IN)
+    if spec["cpu_list"]:
+        os.sched_setaffinity(0, spec["cpu_list"])
+    if world.nested:
+        _enter_namespaces(world, spec)
+        world.inner_uid = spec["inner_uid"] if spec["inner_uid"] is not None else world.uid
+        world.inner_gid = spec["inner_uid"] if spec["inner_uid"] is not None else world.gid
+        world.nproc = spec["nproc"] and _nproc_holds(world)
+        if spec["nproc"] and not world.nproc:
+            raise OSError("RLIMIT_NPROC has no effect on a snippet here")
+        _try_out(world)
+    else:
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 0)  # a snippet of the same user can't look in
+        _fill(spec["copies"])
+        _take_over([folder for folder in spec["workdirs"] if os.path.isdir(folder)])
+        world.base.home, world.base.user = _fresh_home(), base.user_name(world.base)
+        kernel.drop_capabilities(bounding=False)
+    return world
+
+
+def _enter_namespaces(world: World, spec: dict[str, Any]) -> None:
+    namespaces = kernel.CLONE_NEWUSER | kernel.CLONE_NEWNS | kernel.CLONE_NEWPID
+    if spec["own_network"]:
+        namespaces |= kernel.CLONE_NEWNET
+    if spec["uid"] is None:
+        kernel.unshare(namespaces)
+        map_user(world.uid, world.uid, world.gid, world.gid)
+        base.build(world.base)
+    else:
+        # Root of the host: build with its rights, then become a user that owns nothing.
+        uid = world.uid = world.gid = spec["uid"]
+        kernel.unshare(kernel.CLONE_NEWNS)
+        world.base.uid = uid
+        base.build(world.base, idmap=base.idmapper(uid))
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # or its own uid_map would belong to root
+        kernel.unshare(namespaces)
+        map_user(uid, uid, uid, uid)
+    if spec["own_network"]:
+        _bring_up_loopback()
+    _become_pid_1()
+    world.own_pids = {1}
+    world.own_pid_ns = os.open("/proc/self/ns/pid", os.O_RDONLY)
+
+
+def _become_pid_1() -> None:
+    """Fork into the new pid namespace; the parent only waits, and dies with its child."""
+    child = os.fork()
+    if child:
+        for fd in (frames.IN, frames.OUT):
+            os.close(fd)
+        _, status = os.waitpid(child, 0)
+        os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+    flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+    kernel.mount("proc", "/proc", "proc", flags)
+
+
+def _bring_up_loopback() -> None:
+    get, put, up = 0x8913, 0x8914, 1  # SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        request = struct.pack("16sh14x", b"lo", 0)
+        flags = struct.unpack("16sh14x", fcntl.ioctl(probe, get, request))[1]
+        fcntl.ioctl(probe, put, struct.pack("16sh14x", b"lo", flags | up))
+
+
+def _nproc_holds(world: World) -> bool:
+    """Whether RLIMIT_NPROC stops a fork in a snippet's own user namespace (kernel 5.14 on)."""
+    read_fd, write_fd = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setpgid(0, 0)
+            kernel.unshare(kernel.CLONE_NEWUSER)
+            map_user(world.inner_uid, world.uid, world.inner_gid, world.gid)
+            kernel.drop_capabilities(bounding=True)
+            resource.setrlimit(resource.RLIMIT_NPROC, (3, 3))
+            for _ in range(4):
+                if os.fork() == 0:
+                    signal.pause()
+                os.write(write_fd, b"+")
+        except BlockingIOError:
+            os.write(write_fd, b"-")
+        finally:
+            os._exit(0)
+    os.close(write_fd)
+    os.waitpid(child, 0)
+    seen = os.read(read_fd, 16)
+    os.close(read_fd)
+    try:
+        os.killpg(child, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    _reap()
+    return seen == b"++-"
+
+
+def _reap() -> None:
+    """Pid 1 inherits what the probe left."""
+    while True:
+        try:
+            os.wait4(-1, 0)
+        except ChildProcessError:
+            return
+
+
+def _try_out(world: World) -> None:
+    """Run one snippet that needs all of a sandbox; OSError says what doesn't work here.
+
+    Replacing a folder fails where tmpfs has no user extended attributes (before Linux 6.6).
+    """
+    program = Program(
+        "bash", PROBE_SCRIPT, base.PROBE, base.PROBE, {"PATH": SYSTEM_PATH}, None, None
+    )
+    try:
+        observation, _, _ = snippet.run(world, program, PROBE_LIMITS)
+    except Unusable:
+        return  # no bash in this image: its rows will say so
+    except Broken as error:
+        raise OSError(str(error)) from None
+    if observation["exit_code"] != 0:
+        raise OSError("a first snippet failed in the sandbox: %s" % observation["stderr"].strip())
+
+
+def _fill(copies: list[list[str]]) -> None:
+    """Fresh level: copy what lies in a read-only mount to where a snippet may write it."""
+    for source, target in copies:
+        for folder, folders, files in os.walk(source):
+            twin = os.path.normpath(os.path.join(target, os.path.relpath(folder, source)))
+            os.makedirs(twin, exist_ok=True)
+            links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+            for name in files + links:
+                shutil.copy2(
+                    os.path.join(folder, name), os.path.join(twin, name), follow_symlinks=False
+                )
+            shutil.copystat(folder, twin)
+
+
+def _take_over(folders: list[str]) -> None:
+    """Fresh level: make everything below the folders the snippet's own, while we still can."""
+    uid, gid = os.getuid(), os.getgid()
+    for root in folders:
+        for folder, names, files in os.walk(root):
+            if os.path.ismount(folder) and folder != root:
+                names[:] = []
+                continue
+            for path in [folder] + [os.path.join(folder, name) for name in names + files]:
+                if os.lstat(path).st_uid != uid:
+                    os.lchown(path, uid, gid)
+
+
+def _fresh_home() -> str:
+    home = os.environ.get("HOME") or "/root"
+    if home == "/" or not os.path.isdir(home) or not os.access(home, os.W_OK):
+        home = "/tmp/home"
+        os.makedirs(home, exist_ok=True)
+    return home

@@ -1,0 +1,29 @@
+"""World: what stays the same for every snippet of this sandbox."""
+
+from __future__ import annotations
+
+import base64
+import os
+from typing import Any
+
+from mlbench_exec.agent.base import Base
+from mlbench_exec.agent.meter import Counters, own_cgroups
+
+
+class World:
+    """Made once by `setup`; `spec` is the host's setup message."""
+
+    def __init__(self, spec: dict[str, Any], control_fd: int) -> None:
+        self.nested: bool = spec["nested"]
+        self.base = Base(spec)
+        self.filter = base64.b64decode(spec["filter"])
+        self.counters = Counters(spec["cgroups"] or own_cgroups())
+        self.nproc = False
+        self.own_pids = {1, os.getpid()}
+        self.variables: dict[str, str] = spec["variables"]
+        self.control_fd = control_fd
+        self.own_pid_ns = -1
+        self.uid, self.gid = os.getuid(), os.getgid()
+        self.inner_uid = self.inner_gid = self.uid
+        # By environment: its variables and its mended layer, or why it can't be used.
+        self.prepared: dict[str, tuple[dict[str, str], str | None] | str] = {}

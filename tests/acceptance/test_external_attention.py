@@ -1,0 +1,143 @@
+"""ML-Bench's github_id 9, executed for real: 24 programs that import torch."""
+
+import os
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from acceptance.command import (
+    Command,
+    Line,
+    mlbench_data,
+    read_lines,
+    skip_without_image,
+    write_lines,
+)
+
+IMAGE = "mlbench-exec-test/external-attention:latest"
+VARIANTS = 5
+FAILING = 261  # gives a convolution a tensor of the wrong shape
+WRONG_ARGUMENTS = {262, 266, 268, 269, 270}
+ENVIRONMENT = """\
+[environments.EAP_DS]
+github_ids = [9]
+workdir = "{workdir}"
+python = "{python}"
+image = "{image}"
+"""
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Line]:
+    dataset = read_lines(mlbench_data("mlbench_full.jsonl"))
+    rows = [row for row in dataset if row["github_id"] == 9]
+    assert len(rows) == 24
+    return rows
+
+
+def judge(home: Path, rows: list[Line], environment: str, *options: str, variants: int = 1) -> int:
+    """Judge the gold outputs; a comment names the row's arguments, which five of them don't."""
+    submissions = (
+        {
+            "github_id": 9,
+            "id": row["id"],
+            "output": [
+                f"{row['output']}\n# {row['arguments']}\n# variant {number}\n"
+                for number in range(variants)
+            ],
+        }
+        for row in rows
+    )
+    (home / "environments.toml").write_text(environment)
+    command = Command(
+        home / "command",
+        write_lines(home / "gold.jsonl", submissions),
+        *("--dataset", mlbench_data("mlbench_full.jsonl")),
+        *("--environments", home / "environments.toml"),
+        *("--memory", "4g"),
+        *options,
+    )
+    assert command.run(within_s=540) == 0, command.said()
+    assert command.leftovers() == set()
+    verdicts = command.verdicts()
+    not_passed = [line for line in verdicts if line["status"] != "passed"]
+    shown = [(line["id"], line["index"], line["status"], line["stderr"]) for line in not_passed]
+    assert {line["id"] for line in not_passed} == {FAILING}, shown
+    assert {(line["status"], line["error"]) for line in not_passed} == {("failed", "RuntimeError")}
+    assert Counter(line["passed"] for line in verdicts) == {
+        True: 23 * variants,
+        False: variants,
+    }
+    assert {line["attempts"] for line in verdicts} == {1}
+    return len(verdicts)
+
+
+@pytest.fixture
+def local_environment(tmp_path: Path) -> str:
+    """A folder in which `model` is the installed package, as the repository's would be."""
+    python = os.environ.get("MLBENCH_EAP_PYTHON")
+    if python is None:
+        pytest.skip(
+            "MLBENCH_EAP_PYTHON names no interpreter of a venv that "
+            "images/external-attention/install.sh made"
+        )
+    ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    packages = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True)
+    workdir = tmp_path / "External-Attention-pytorch"
+    workdir.mkdir()
+    (workdir / "model").symlink_to(Path(packages.stdout.strip()) / "fightingcv_attention")
+    return ENVIRONMENT.format(workdir=workdir, python=python, image=IMAGE)
+
+
+@pytest.fixture
+def docker_environment() -> str:
+    skip_without_image(IMAGE)
+    return ENVIRONMENT.format(
+        workdir="/repos/External-Attention-pytorch", python="/opt/venv/bin/python", image=IMAGE
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_local(rows: list[Line], local_environment: str, tmp_path: Path) -> None:
+    """Of the 24 gold outputs 23 pass on this machine; the other fails by its own RuntimeError."""
+    options = ("--backend", "local", "--concurrency", "2")
+    assert judge(tmp_path, rows, local_environment, *options) == 24
+
+
+@pytest.mark.slow
+@pytest.mark.docker
+@pytest.mark.timeout(600)
+def test_docker(rows: list[Line], docker_environment: str, tmp_path: Path) -> None:
+    """Of the 24 gold outputs 23 pass in containers; the other fails by its own RuntimeError."""
+    options = ("--backend", "docker", "--concurrency", "2")
+    assert judge(tmp_path, rows, docker_environment, *options) == 24
+
+
+@pytest.mark.slow
+@pytest.mark.docker
+@pytest.mark.timeout(600)
+def test_eight_at_once(rows: list[Line], docker_environment: str, tmp_path: Path) -> None:
+    """Five variants of each output, eight at once on however few cores, get the same verdicts."""
+    options = ("--backend", "docker", "--concurrency", "8")
+    assert judge(tmp_path, rows, docker_environment, *options, variants=VARIANTS) == 120
+
+
+@pytest.mark.slow
+def test_without_the_comment(rows: list[Line], tmp_path: Path) -> None:
+    """As they stand in the dataset, five of the gold outputs don't name their row's arguments."""
+    submissions = ({"github_id": 9, "id": row["id"], "output": [row["output"]]} for row in rows)
+    missing = ENVIRONMENT.format(workdir=tmp_path / "missing", python="/missing", image=IMAGE)
+    (tmp_path / "environments.toml").write_text(missing)
+    command = Command(
+        tmp_path / "command",
+        write_lines(tmp_path / "gold.jsonl", submissions),
+        *("--dataset", mlbench_data("mlbench_full.jsonl")),
+        *("--environments", tmp_path / "environments.toml"),
+        *("--backend", "local", "--memory", "1g"),
+    )
+    assert command.run() == 1, command.said()
+    found = {line["id"]: line["status"] for line in command.verdicts()}
+    assert found == dict.fromkeys(WRONG_ARGUMENTS, "wrong_arguments")
