@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import msgspec
 import pytest
 from blockbuster import blockbuster_ctx
@@ -30,6 +31,7 @@ from mlbench_exec.journal import (
 from mlbench_exec.submissions import output_hash
 from mlbench_exec.verdicts import Status, Unjudged, Verdict
 
+VERSIONS, HOST = versions(), host()
 RUN = {"lock", "manifest.json", "unjudged.jsonl", "verdicts.jsonl"}
 
 
@@ -45,8 +47,8 @@ def manifest(**changes: Any) -> Manifest:
         ),
         "settings": {"concurrency": 2},
         "verdict_settings": {"clock": "fair", "limits": {"pids": 512, "cpus": 2.0}},
-        "versions": versions(),
-        "host": host(),
+        "versions": VERSIONS,
+        "host": HOST,
     }
     return Manifest(**(plain | changes))
 
@@ -156,7 +158,7 @@ async def test_a_last_line_torn_anywhere_is_dropped(tmp_path: Path) -> None:
             assert path.read_bytes() == content[:first]
             if size % 50 == 0:
                 await journal.append(verdict(3))
-                assert len(load_run(tmp_path).tally) == 2
+                assert len((await anyio.to_thread.run_sync(load_run, tmp_path)).tally) == 2
 
 
 @pytest.mark.slow
@@ -188,7 +190,7 @@ async def test_a_bad_line_in_the_middle_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match=r"verdicts\.jsonl:3: .*already has a verdict"):
         await recorded(tmp_path)
     with pytest.raises(RunFolderError, match=r"verdicts\.jsonl:3: "):
-        load_run(tmp_path)
+        await anyio.to_thread.run_sync(load_run, tmp_path)
     assert path.read_bytes() == content + content
     assert await recorded(tmp_path, restart=True) == []
 
@@ -237,7 +239,7 @@ async def test_folders_that_cannot_be_continued_are_refused(tmp_path: Path) -> N
     with pytest.raises(RunFolderError, match=r"no manifest\.json"):
         await recorded(tmp_path)
     with pytest.raises(RunFolderError, match="holds no run"):
-        load_run(tmp_path)
+        await anyio.to_thread.run_sync(load_run, tmp_path)
     stored.write_text("{")
     with pytest.raises(RunFolderError, match="can't be read"):
         await recorded(tmp_path)
@@ -255,7 +257,9 @@ async def test_unjudged_outputs_are_those_of_the_last_run(tmp_path: Path) -> Non
     reason = Unjudged(reason="no image", kind="environment", github_id=9, id=1, index=0)
     async with Journal(tmp_path, manifest()) as journal:
         await journal.append_unjudged(reason)
-    assert load_run(tmp_path).tally.reasons()[0].reason == "no image"
+    assert (await anyio.to_thread.run_sync(load_run, tmp_path)).tally.reasons()[
+        0
+    ].reason == "no image"
     async with Journal(tmp_path, manifest()):
         pass
     assert (tmp_path / "unjudged.jsonl").read_bytes() == b""
@@ -388,7 +392,7 @@ async def test_a_report_can_be_made_from_the_folder_alone(tmp_path: Path) -> Non
         await journal.append(verdict(1, status="passed", output_hash=empty))
         await journal.append(verdict(1, 1, "skipped"))
         await journal.append(verdict(2, wall_s=1.5, started_at=now()))
-        loaded = load_run(tmp_path)
+        loaded = await anyio.to_thread.run_sync(load_run, tmp_path)
     assert loaded.manifest.dataset.names[9] == "External-Attention-pytorch"
     assert (len(loaded.tally), loaded.tally.judged, loaded.tally.empty_passed) == (2, 3, 1)
     assert loaded.tally.until_pass

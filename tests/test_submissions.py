@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -332,7 +333,7 @@ async def test_real_submissions_are_known_or_named() -> None:
     folder = os.environ.get("MLBENCH_DATA")
     if not folder:
         pytest.skip("MLBENCH_DATA names no folder with ML-Bench's data")
-    dataset = load_dataset(f"{folder}/mlbench_full.jsonl")
+    dataset = await anyio.to_thread.run_sync(load_dataset, f"{folder}/mlbench_full.jsonl")
     source = read_submissions(f"{folder}/model_outputs_pass5.jsonl")
     items = await collect(screen(source, dataset.samples, split=dataset.split))
     known = [one for one in items if isinstance(one, Submission)]

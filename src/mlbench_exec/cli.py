@@ -17,14 +17,15 @@ from mlbench_exec import __version__
 from mlbench_exec.errors import BackendUnavailable, InputError, MLBenchExecError
 from mlbench_exec.journal import load_run
 from mlbench_exec.report import plain, render_json, render_summary, write_results, write_summary
-from mlbench_exec.run import Evaluation, Outcome, Selection, dry_run
+from mlbench_exec.run import DryRun, Evaluation, Outcome, Selection, dry_run
 from mlbench_exec.sandbox import Limits
 from mlbench_exec.scores import Summary, summarize
-from mlbench_exec.settings import HUB_DATASET, Settings, parse_mount, parse_size
+from mlbench_exec.settings import HUB_DATASET, Settings, parse_gpus, parse_mount, parse_size
 from mlbench_exec.submissions import STDIN
 
 OK, INCOMPLETE, BAD_INPUT, NO_BACKEND, INTERRUPTED = 0, 1, 2, 3, 130
 PLAIN_WIDTH = 120
+UNUSABLE_SHOWN = 10
 
 T = TypeVar("T")
 
@@ -160,21 +161,24 @@ def run(
             backend=msgspec.convert(backend, type=Settings.__annotations__["backend"]),
             concurrency=concurrency,
             time_limit_s=time_limit,
-            gpus=gpus,
+            gpus=parse_gpus(gpus),
             runtime=runtime,
             mounts=tuple(parse_mount(mount) for mount in mounts),
             until_pass=until_pass,
             share_identical=share_identical,
         ).with_profile("mlbench" if profile == "mlbench" else "strict")
-        settings = _with_limits(settings, clock, memory, cpus, pids, disk, network)
+        settings = with_limits(settings, clock, memory, cpus, pids, disk, network)
         selection = Selection(only=parse_only(only), limit=limit)
         if is_dry:
-            sys.exit(_interruptible(lambda: _show_dry_run(outputs, settings, selection)))
+            found = _interruptible(lambda: dry_run(outputs, settings, selection))
+            sys.exit(_show_dry_run(found, as_json))
         folder = out or Path("runs") / default_name(outputs)
         evaluation = Evaluation(outputs, folder, settings, selection=selection, restart=restart)
         outcome = _interruptible(evaluation.run)
         _show(outcome.summary, as_json)
         _say(f"Everything is in {folder}/")
+        if outcome.usable == 0:
+            _say(f"mlbench-exec: {_why_nothing(outcome, folder)}")
         sys.exit(exit_code(outcome))
 
 
@@ -198,6 +202,12 @@ def exit_code(outcome: Outcome) -> int:
     return INCOMPLETE if outcome.unjudged or outcome.summary.unjudged else OK
 
 
+def _why_nothing(outcome: Outcome, folder: Path) -> str:
+    if outcome.unjudged:
+        return f"nothing in the input can be used: {folder}/unjudged.jsonl says why, line by line"
+    return "no row was given: OUTPUTS is empty, or --only leaves nothing of it"
+
+
 def parse_only(text: str | None) -> tuple[tuple[int, int | None], ...]:
     """`9` or `9/261`, with commas between them. Raises `InputError`."""
     chosen: list[tuple[int, int | None]] = []
@@ -214,7 +224,7 @@ def default_name(outputs: str) -> str:
     return "stdin" if outputs == STDIN else Path(outputs).stem
 
 
-def _with_limits(
+def with_limits(
     settings: Settings,
     clock: str | None,
     memory: str | None,
@@ -239,26 +249,34 @@ def _with_limits(
     return msgspec.structs.replace(settings, network="bridge" if network == "bridge" else "none")
 
 
-async def _show_dry_run(outputs: str, settings: Settings, selection: Selection) -> int:
-    planned, static = await dry_run(outputs, settings, selection)
-    table = Table("environment", "to execute", "problem")
-    for entry in planned:
-        table.add_row(plain(entry.environment), str(entry.executions), plain(entry.problem or ""))
-    _console(sys.stdout).print(table)
-    _say(f"{static} outputs are decided by the static checks, without a sandbox.")
-    return OK if planned and not any(entry.problem for entry in planned) else INCOMPLETE
+def _show_dry_run(found: DryRun, as_json: bool) -> int:
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
+    else:
+        table = Table("environment", "to execute", "problem")
+        for entry in found.planned:
+            count, problem = str(entry.executions), entry.problem or ""
+            table.add_row(plain(entry.environment), count, plain(problem))
+        _console().print(table)
+        _say(f"{found.static} outputs are decided by the static checks, without a sandbox.")
+    for reason in found.unusable[:UNUSABLE_SHOWN]:
+        _say(f"can't be judged: {plain(reason, limit=1000)}")
+    if len(found.unusable) > UNUSABLE_SHOWN:
+        _say(f"and {len(found.unusable) - UNUSABLE_SHOWN} more that can't be judged")
+    if not found.planned:
+        return BAD_INPUT
+    return INCOMPLETE if found.unusable or any(one.problem for one in found.planned) else OK
 
 
 def _show(summary: Summary, as_json: bool) -> None:
     if as_json:
         click.echo(render_json(summary))
     else:
-        _console(sys.stdout).print(render_summary(summary))
+        _console().print(render_summary(summary))
 
 
-def _console(stream: object) -> Console:
-    is_terminal = sys.stdout.isatty()
-    return Console(width=None if is_terminal else PLAIN_WIDTH)
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 
 
 def _say(text: str) -> None:
@@ -271,6 +289,9 @@ class _Failures:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        if isinstance(error, KeyboardInterrupt):  # before or after the part that cleans up
+            _say("\nInterrupted.")
+            sys.exit(INTERRUPTED)
         if isinstance(error, BackendUnavailable):
             _say(f"mlbench-exec: {error}")
             sys.exit(NO_BACKEND)

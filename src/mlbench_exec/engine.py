@@ -35,6 +35,7 @@ from mlbench_exec.submissions import Rejected, Submission, as_submissions, outpu
 from mlbench_exec.verdicts import Unjudged, Verdict
 
 ATTEMPTS = 3
+NOT_OPEN = "the engine is not open: use `async with Engine(...)`"
 Outcome = Verdict | Unjudged
 Judged = Mapping[Key, Mapping[int, bool]]  # by row and index: whether it passed
 
@@ -89,13 +90,13 @@ class Engine:
         self.why_backend = "given"
         self._samples = samples
         self._environments = environments
-        self._backend = backend
+        self._backend = self._given_backend = backend
         self._run_name = run_name
         self._refused: dict[str, str] = {}  # by environment: why it can't be opened
         self._pool: Pool | None = None
         self._tasks: TaskGroup | None = None
         self._stack = AsyncExitStack()
-        self._streams: list[VerdictStream] = []
+        self._streams: set[VerdictStream] = set()
 
     def __repr__(self) -> str:
         return f"<Engine {self._backend.name if self._backend else 'closed'} {self._pool!r}>"
@@ -103,7 +104,7 @@ class Engine:
     @property
     def backend(self) -> Backend:
         if self._backend is None:
-            raise RuntimeError("the engine is not open: use `async with Engine(...)`")
+            raise RuntimeError(NOT_OPEN)
         return self._backend
 
     @property
@@ -126,6 +127,8 @@ class Engine:
         return self._pool.statistics()
 
     async def __aenter__(self) -> Self:
+        if self._tasks is not None:
+            raise RuntimeError("the engine is open already: one block at a time")
         try:
             await self._load()
             if self._backend is None:
@@ -138,12 +141,19 @@ class Engine:
             await self._tasks.__aenter__()
             self._stack.push_async_callback(self._end_tasks)
         except BaseException:
-            await self._stack.aclose()
+            await self._close()
             raise
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        await self._stack.aclose()
+        await self._close()
+
+    async def _close(self) -> None:
+        try:
+            await self._stack.aclose()  # each part shields what a cancellation must not cut short
+        finally:
+            self._tasks = self._pool = None
+            self._backend = self._given_backend
 
     async def _end_tasks(self) -> None:
         """Not told of the body's exception: that leaves the block by itself, in no group."""
@@ -152,11 +162,13 @@ class Engine:
         try:
             await self._tasks.__aexit__(None, None, None)
         finally:
-            for stream in self._streams:
+            for stream in tuple(self._streams):
                 stream.discard()
 
     async def run(self, snippet: Snippet) -> Verdict:
         """Judge one output. Raises `UnjudgedError`, or `InputError` for an unknown row."""
+        if self._tasks is None:
+            raise RuntimeError(NOT_OPEN)
         sample = self.samples.get((snippet.github_id, snippet.id))
         if sample is None:
             raise InputError(
@@ -192,11 +204,15 @@ class Engine:
         engine owns the work, and ends it when it is left or the stream is closed.
         """
         if self._tasks is None:
-            raise RuntimeError("the engine is not open: use `async with Engine(...)`")
+            raise RuntimeError(NOT_OPEN)
         stream = VerdictStream(self, submissions, judged or {})
-        self._streams.append(stream)
+        self._streams.add(stream)
         self._tasks.start_soon(stream.drive)
         return stream
+
+    def forget(self, stream: "VerdictStream") -> None:
+        """A stream that has ended holds nothing that is to be closed."""
+        self._streams.discard(stream)
 
     async def _load(self) -> None:
         settings = self.settings
@@ -252,7 +268,6 @@ class Engine:
 
     async def _execute(self, execution: Execution) -> tuple[Outcome, ...]:
         """Run one program; the same outcome for each of its indices."""
-        started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
         sample = execution.sample
         environment = self.environment_of(sample.github_id)
         if environment is None:
@@ -272,7 +287,7 @@ class Engine:
         reason = ""
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                observation, slot = await self._observe(job)
+                observation, slot, started_at = await self._observe(job, fresh=attempt > 1)
             except EnvironmentUnusable as error:
                 return self._unjudged(execution, "environment", str(error))
             except SandboxFailed as error:
@@ -298,7 +313,7 @@ class Engine:
             execution, "infrastructure", f"{ATTEMPTS} sandboxes failed; the last: {reason}"
         )
 
-    async def _observe(self, job: Job) -> tuple[Observation, int]:
+    async def _observe(self, job: Job, *, fresh: bool) -> tuple[Observation, int, str]:
         """Borrow a sandbox and run the job; an environment that can't be opened stays refused."""
         assert self._pool is not None
         name = job.environment.name
@@ -307,9 +322,10 @@ class Engine:
         unusable: EnvironmentUnusable | None = None
         try:
             self.backend.check(job.environment)
-            async with self._pool.lend(job.environment) as lease:
+            async with self._pool.lend(job.environment, fresh=fresh) as lease:
+                started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
                 try:
-                    return await lease.sandbox.run(job), lease.slot
+                    return await lease.sandbox.run(job), lease.slot, started_at
                 except EnvironmentUnusable as error:  # the sandbox itself is as good as before
                     unusable = error
         except EnvironmentUnusable as error:
@@ -344,7 +360,11 @@ class Engine:
 
 
 class VerdictStream:
-    """The outcomes of one `Engine.stream` call, as completed. One consumer at a time."""
+    """The outcomes of one `Engine.stream` call, as completed. One consumer at a time.
+
+    Iterating raises, bare, what `submissions` raised, after the outcomes that came before it; and
+    `RuntimeError` where the engine was left before the end.
+    """
 
     def __init__(
         self,
@@ -372,8 +392,10 @@ class VerdictStream:
         try:
             return await self._receive.receive()
         except (anyio.EndOfStream, anyio.ClosedResourceError):
+            self.discard()
             if self._failure is not None:
-                raise self._failure from None
+                failure, self._failure = self._failure, None
+                raise failure from None
             raise StopAsyncIteration from None
 
     async def aclose(self) -> None:
@@ -384,11 +406,14 @@ class VerdictStream:
         self.discard()
 
     def discard(self) -> None:
+        """Let go of what nobody will take any more."""
+        self._engine.forget(self)
         self._send.close()
         self._receive.close()
 
     async def drive(self) -> None:
         """Run by the engine: read, plan, execute, hand over."""
+        was_left = True
         try:
             with self._scope:
                 send, receive = anyio.create_memory_object_stream[Chain](0)
@@ -397,9 +422,12 @@ class VerdictStream:
                     with receive:
                         for _ in range(self._workers):
                             tasks.start_soon(self._work, receive.clone())
+            was_left = False
         except* Exception as group:  # noqa: BLE001 - handed to the consumer
             self._failure = _first(group)
         finally:
+            if was_left and self._failure is None:
+                self._failure = RuntimeError("the engine was left before the end of this stream")
             self._send.close()
             self._ended.set()
 

@@ -14,7 +14,7 @@ from mlbench_exec.errors import EnvironmentUnusable, MLBenchExecError
 from mlbench_exec.sandbox import Backend, Sandbox
 
 SPARES = 4  # single-use sandboxes kept ready beyond those in use
-LEFT = "the pool's block was left: no sandbox is lent any more"
+LEFT = "the engine or pool was left: its sandboxes are gone"
 
 
 class Statistics(msgspec.Struct, frozen=True):
@@ -74,19 +74,20 @@ class Pool:
         """End the borrowers that are left, and close every sandbox."""
         assert self._tasks is not None
         self._is_closed = True
-        self._tasks.cancel_scope.cancel()
         for scope in self._borrowers:
             scope.cancel()
-        with anyio.CancelScope(shield=True):
-            try:
-                await self._tasks.__aexit__(None, None, None)
-            finally:
+        try:
+            with anyio.CancelScope(shield=True):
                 while self._borrowers:
                     await self._changed.wait()
+            self._tasks.cancel_scope.cancel()
+            await self._tasks.__aexit__(None, None, None)
+        finally:
+            with anyio.CancelScope(shield=True):
                 async with anyio.create_task_group() as closing:
                     for idle in self._idle:
                         closing.start_soon(idle.lease.sandbox.aclose)
-                self._idle.clear()
+            self._idle.clear()
 
     @asynccontextmanager
     async def lend(self, environment: Environment, *, fresh: bool = False) -> AsyncIterator[Lease]:

@@ -2,10 +2,12 @@
 
 import hashlib
 import logging
+import os
+import stat
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,8 +19,7 @@ from rich.console import Console
 
 from mlbench_exec.dataset import Dataset
 from mlbench_exec.engine import Engine
-from mlbench_exec.environments import Environment
-from mlbench_exec.errors import EnvironmentUnusable, RunFolderError
+from mlbench_exec.errors import EnvironmentUnusable, InputError, RunFolderError
 from mlbench_exec.journal import (
     DatasetFacts,
     InputFile,
@@ -31,6 +32,7 @@ from mlbench_exec.journal import (
 )
 from mlbench_exec.report import Progress, render_header, write_results, write_summary
 from mlbench_exec.samples import Key
+from mlbench_exec.sandbox import Backend
 from mlbench_exec.schedule import plan
 from mlbench_exec.scores import Summary, Tally, summarize
 from mlbench_exec.settings import Settings, host_memory_bytes
@@ -59,6 +61,19 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
             github_id == key[0] and row_id in {None, key[1]} for github_id, row_id in self.only
         )
 
+    async def read(self, outputs: str) -> AsyncGenerator[Submission | Rejected, None]:
+        """The selected rows of a file or pipe; nothing is read beyond the last of them."""
+        taken = 0
+        async with _closing(read_submissions(outputs)) as rows:
+            async for row in rows:
+                if isinstance(row, Rejected):
+                    yield row
+                elif self.wants(row.key):
+                    yield row
+                    taken += 1
+                    if taken == self.limit:
+                        return
+
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """How a run ended."""
@@ -69,7 +84,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Evaluation:
-    """Judges one file of outputs into one folder."""
+    """Judges one file of outputs into one folder. `backend` replaces the one that settings name."""
 
     def __init__(
         self,
@@ -80,6 +95,7 @@ class Evaluation:
         selection: Selection | None = None,
         restart: bool = False,
         stderr: TextIO = sys.stderr,
+        backend: Backend | None = None,
     ) -> None:
         self.outputs = outputs
         self.folder = folder
@@ -87,9 +103,12 @@ class Evaluation:
         self.selection = selection or Selection()
         self._restart = restart
         self._stderr = stderr
+        self._backend = backend
+        self._is_file = False  # so it can be read twice; a pipe can't
         self._hashes: dict[Key, dict[int, str]] = {}
         self._judged: dict[Key, dict[int, bool]] = {}
         self._total: int | None = None
+        self._done = 0
         self._usable = 0
 
     async def run(self) -> Outcome:
@@ -98,7 +117,10 @@ class Evaluation:
         Raises `InputError`, `RunFolderError` and `BackendUnavailable`.
         """
         started = time.monotonic()
-        async with Engine(self.settings, run_name=str(self.folder)) as engine:
+        self._is_file = await anyio.to_thread.run_sync(is_readable_file, self.outputs)
+        async with Engine(
+            self.settings, run_name=str(self.folder), backend=self._backend
+        ) as engine:
             assert engine.dataset is not None
             manifest = await anyio.to_thread.run_sync(self._manifest, engine, engine.dataset)
             async with Journal(self.folder, manifest, restart=self._restart) as journal:
@@ -111,8 +133,10 @@ class Evaluation:
                 self._show_header(engine)
                 async with log_to(self.folder):
                     unjudged = await self._judge(engine, journal, tally)
+                # Of a continued run this is only the last part: the journal knows the rest.
+                wall_s = None if self._judged else time.monotonic() - started
                 summary = await anyio.to_thread.run_sync(
-                    self._score, tally, journal.manifest, time.monotonic() - started
+                    self._score, tally, journal.manifest, wall_s
                 )
         return Outcome(summary=summary, unjudged=unjudged, usable=self._usable)
 
@@ -126,46 +150,49 @@ class Evaluation:
 
     async def _refuse_changed(self, engine: Engine) -> None:
         """A first pass over a file: count it, and name outputs that differ from judged ones."""
-        if self.outputs == STDIN:
+        self._done = sum(len(row) for row in self._judged.values())
+        if not self._is_file:
             return
-        total = 0
+        total = done = 0
         changed: list[str] = []
-        rows = self.select(read_submissions(self.outputs))
-        async for row in screen(rows, engine.samples):
-            if isinstance(row, Rejected):
-                total += 1
-                continue
-            total += len(row.outputs)
-            changed += self._changes(row)
+        async with aclosing(screen(self.selection.read(self.outputs), engine.samples)) as rows:
+            async for row in rows:
+                if isinstance(row, Rejected):
+                    total += 1
+                    continue
+                total += len(row.outputs)
+                done += len(self._hashes.get(row.key, ()))
+                changed += self._changes(row)
+        self._done = done
         if changed:
             raise _changed_outputs(self.folder, changed)
         self._total = total
 
     def _changes(self, row: Submission) -> list[str]:
-        """Judged outputs of this row that are others now."""
-        known = self._hashes.get(row.key, {})
+        """Judged outputs of this row that are others now, or gone."""
+        now = dict(enumerate(row.outputs))
         return [
             f"{row.place}: github_id {row.github_id}, id {row.id}, output {index}"
-            for index, code in enumerate(row.outputs)
-            if code is not None and known.get(index) not in {None, output_hash(code)}
+            for index, known in sorted(self._hashes.get(row.key, {}).items())
+            if (code := now.get(index)) is None or output_hash(code) != known
         ]
 
     async def _judge(self, engine: Engine, journal: Journal, tally: Tally) -> int:
         unjudged = 0
         progress = Progress(self._stderr, total=self._total)
-        progress.resumed(sum(len(row) for row in self._judged.values()))
+        progress.resumed(self._done)
         async with _in_background(progress.show):
             for rejected in engine.dataset.rejected if engine.dataset else ():
                 unjudged += 1
-                await journal.append_unjudged(
-                    Unjudged(
-                        reason=rejected.reason,
-                        kind="input",
-                        github_id=rejected.github_id,
-                        id=rejected.id,
-                        place=rejected.place,
-                    )
+                bad_row = Unjudged(
+                    reason=rejected.reason,
+                    kind="input",
+                    github_id=rejected.github_id,
+                    id=rejected.id,
+                    place=rejected.place,
                 )
+                await journal.append_unjudged(bad_row)
+                tally.add_unjudged(bad_row)
             stream = engine.stream(self._source(tally), judged=self._judged)
             async for outcome in stream:
                 if isinstance(outcome, Verdict):
@@ -186,27 +213,13 @@ class Evaluation:
 
     async def _source(self, tally: Tally) -> AsyncIterator[Submission | Rejected]:
         """The selected rows; from stdin, changed ones are found only as they arrive."""
-        async for row in self.select(read_submissions(self.outputs)):
-            if isinstance(row, Submission) and (changed := self._changes(row)):
-                raise _changed_outputs(self.folder, changed)
-            yield row
-
-    async def select(
-        self, rows: AsyncIterator[Submission | Rejected]
-    ) -> AsyncIterator[Submission | Rejected]:
-        taken = 0
-        async for row in rows:
-            if isinstance(row, Rejected):
+        async with aclosing(self.selection.read(self.outputs)) as rows:
+            async for row in rows:
+                if isinstance(row, Submission) and (changed := self._changes(row)):
+                    raise _changed_outputs(self.folder, changed)
                 yield row
-                continue
-            if not self.selection.wants(row.key):
-                continue
-            if self.selection.limit is not None and taken >= self.selection.limit:
-                break
-            taken += 1
-            yield row
 
-    def _score(self, tally: Tally, manifest: Manifest, wall_s: float) -> Summary:
+    def _score(self, tally: Tally, manifest: Manifest, wall_s: float | None) -> Summary:
         facts = manifest.dataset
         summary = summarize(tally, split_rows=facts.split_rows, names=facts.names, wall_s=wall_s)
         write_results(self.folder, tally)
@@ -223,12 +236,16 @@ class Evaluation:
             repos[sample.github_id] = RepoFacts(name=name, rows=known.rows + 1 if known else 1)
         return Manifest(
             created_at=now(),
-            inputs=(InputFile(path=self.outputs, sha256=_file_hash(self.outputs)),),
+            inputs=(
+                InputFile(
+                    path=self.outputs, sha256=_file_hash(self.outputs) if self._is_file else None
+                ),
+            ),
             dataset=DatasetFacts(
                 source=dataset.source, split=dataset.split, digest=dataset.digest, repos=repos
             ),
             settings=msgspec.to_builtins(settings, enc_hook=str),
-            verdict_settings=_verdict_settings(settings, engine.environments),
+            verdict_settings=_verdict_settings(settings, engine),
             versions=versions(),
             host=host(),
             until_pass=settings.until_pass,
@@ -257,23 +274,38 @@ class Planned(msgspec.Struct, frozen=True, kw_only=True):
     problem: str | None  # why these could not be judged
 
 
+class DryRun(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run would do."""
+
+    planned: tuple[Planned, ...]
+    static: int  # outputs that the static checks decide
+    unusable: tuple[str, ...]  # lines and outputs that can't be judged, each with the reason
+
+
 async def dry_run(
-    outputs: str, settings: Settings, selection: Selection
-) -> tuple[list[Planned], int]:
-    """What would be executed where, and how many outputs the static checks decide."""
+    outputs: str, settings: Settings, selection: Selection, *, backend: Backend | None = None
+) -> DryRun:
+    """What would be executed where, and what the checks before it decide."""
     counts: dict[int, int] = {}
     static = 0
-    async with Engine(settings) as engine:
-        evaluation = Evaluation(outputs, Path(), settings, selection=selection)
-        rows = evaluation.select(read_submissions(outputs))
-        async for row in screen(rows, engine.samples, split=settings.split):
-            if isinstance(row, Rejected):
-                continue
-            found = plan(row, engine.samples[row.key], {}, share_identical=settings.share_identical)
-            static += len(found.verdicts)
-            counts[row.github_id] = counts.get(row.github_id, 0) + len(found.chains)
+    unusable: list[str] = []
+    await anyio.to_thread.run_sync(is_readable_file, outputs)
+    async with Engine(settings, backend=backend) as engine:
+        screened = screen(selection.read(outputs), engine.samples, split=settings.split)
+        async with aclosing(screened) as rows:
+            async for row in rows:
+                if isinstance(row, Rejected):
+                    unusable.append(f"{row.place}: {row.reason}")
+                    continue
+                sample = engine.samples[row.key]
+                found = plan(row, sample, {}, share_identical=settings.share_identical)
+                static += len(found.verdicts)
+                unusable += (
+                    f"{one.place}, output {one.index}: {one.reason}" for one in found.unjudged
+                )
+                counts[row.github_id] = counts.get(row.github_id, 0) + len(found.chains)
         planned = [_planned(engine, github_id, count) for github_id, count in counts.items()]
-    return planned, static
+    return DryRun(planned=tuple(planned), static=static, unusable=tuple(unusable))
 
 
 def _planned(engine: Engine, github_id: int, count: int) -> Planned:
@@ -313,6 +345,18 @@ def _backend_facts(engine: Engine) -> dict[str, str]:
 
 
 @asynccontextmanager
+async def _closing(
+    rows: AsyncIterator[Submission | Rejected],
+) -> AsyncIterator[AsyncIterator[Submission | Rejected]]:
+    """Close an iterator in time, where it can be closed: not when it happens to be collected."""
+    try:
+        yield rows
+    finally:
+        if isinstance(rows, AsyncGenerator):
+            await rows.aclose()
+
+
+@asynccontextmanager
 async def _in_background(task: Callable[[], Coroutine[Any, Any, Any]]) -> AsyncIterator[None]:
     """Run a task beside the block and cancel it after; the block's exceptions stay bare."""
     tasks = anyio.create_task_group()
@@ -348,9 +392,10 @@ async def log_to(folder: Path) -> AsyncIterator[None]:
         handler.close()
 
 
-def _verdict_settings(settings: Settings, environments: Iterable[Environment]) -> dict[str, Any]:
+def _verdict_settings(settings: Settings, engine: Engine) -> dict[str, Any]:
     """What another run must share to continue this one."""
     return {
+        "backend": engine.backend.name,
         "limits": msgspec.to_builtins(settings.limits),
         "time_limit_s": settings.time_limit_s,
         "network": settings.network,
@@ -358,7 +403,7 @@ def _verdict_settings(settings: Settings, environments: Iterable[Environment]) -
         "mounts": msgspec.to_builtins(settings.mounts),
         "until_pass": settings.until_pass,
         "share_identical": settings.share_identical,
-        "environments": {e.name: msgspec.to_builtins(e) for e in environments},
+        "environments": {e.name: msgspec.to_builtins(e) for e in engine.environments},
     }
 
 
@@ -371,14 +416,30 @@ def _changed_outputs(folder: Path, changed: list[str]) -> RunFolderError:
     )
 
 
-def _file_hash(path: str) -> str | None:
-    if path == STDIN:
-        return None
-    digest = hashlib.sha256()
+def is_readable_file(outputs: str) -> bool:
+    """Whether OUTPUTS is a regular file: a pipe, such as stdin, gives its rows only once.
+
+    Raises `InputError` where it can't be read, before anything is started or written for it.
+    """
+    if outputs == STDIN:
+        return False
     try:
-        with open(path, "rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    except OSError:
-        return None  # reading the outputs tells why
-    return digest.hexdigest()
+        kind = os.stat(outputs).st_mode
+        if stat.S_ISREG(kind) or stat.S_ISDIR(kind):
+            Path(outputs).open("rb").close()
+    except (OSError, ValueError) as error:  # a NUL byte in a path is a ValueError
+        raise _unreadable(outputs, error) from error
+    return stat.S_ISREG(kind)
+
+
+def _file_hash(outputs: str) -> str:
+    try:
+        with open(outputs, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(outputs, error) from error
+
+
+def _unreadable(outputs: str, error: OSError | ValueError) -> InputError:
+    why = getattr(error, "strerror", None) or error
+    return InputError(f"{outputs}: can't be read ({why}): check the path of OUTPUTS")

@@ -1,5 +1,6 @@
 """Settings: what flags and library users choose, as one frozen value."""
 
+import math
 import os
 import re
 from pathlib import Path
@@ -16,11 +17,15 @@ Network = Literal["none", "bridge"]
 Profile = Literal["strict", "mlbench"]
 
 HUB_DATASET = "super-dainiu/ml-bench"
+SIZE_LIMIT = 1 << 62
 _SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything a run can be told. The defaults are those of the command line."""
+    """Everything a run can be told. The defaults are those of the command line.
+
+    Raises `InputError` for numbers that nothing could run with.
+    """
 
     dataset: str = HUB_DATASET
     split: str = "full"
@@ -36,6 +41,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     until_pass: bool = False
     share_identical: bool = False
     fresh: bool = False  # docker: one container a snippet, even where nesting works
+
+    def __post_init__(self) -> None:
+        for name, value in (
+            ("concurrency", self.concurrency),
+            ("time limit", self.time_limit_s),
+            ("cpus", self.limits.cpus),
+        ):
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise InputError(f"{name} {value}: give a number above 0")
 
     def with_profile(self, profile: Profile) -> Self:
         """`mlbench` is ML-Bench's own way: network, wall clock, no limits but time and disk."""
@@ -61,19 +75,28 @@ def host_memory_bytes() -> int:
 
 def parse_size(text: str) -> int:
     """`8g`, `512m`, `1.5GiB` or plain bytes; binary multiples. Raises `InputError`."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
-    if match is None or (size := int(float(match[1]) * _SIZES[match[2]])) <= 0:
+    match = re.fullmatch(r"(\d{1,19}(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
+    size = int(float(match[1]) * _SIZES[match[2]]) if match else 0
+    if not 0 < size <= SIZE_LIMIT:
         raise InputError(f"{text!r} is not a size: write for instance 512m or 8g")
     return size
+
+
+def parse_gpus(text: str) -> str:
+    """`none`, `all`, or device numbers, `0,1`. Raises `InputError`."""
+    if text not in {"none", "all"} and not re.fullmatch(r"\d+(,\d+)*", text, re.ASCII):
+        raise InputError(f"--gpus {text!r}: write none, all, or device numbers such as 0,1")
+    return text
 
 
 def parse_mount(text: str) -> Mount:
     """`SRC:DST[:rw]`. Raises `InputError`."""
     parts = text.split(":")
     mode = parts.pop() if len(parts) == 3 and parts[2] in {"ro", "rw"} else "ro"
-    if len(parts) != 2 or not all(parts) or not parts[1].startswith("/"):
-        raise InputError(f"--mount {text!r}: write SRC:DST or SRC:DST:rw, DST absolute")
+    target = "/" + os.path.normpath(parts[-1]).lstrip("/")
+    if len(parts) != 2 or not all(parts) or not parts[1].startswith("/") or target == "/":
+        raise InputError(
+            f"--mount {text!r}: write SRC:DST or SRC:DST:rw, DST an absolute path below /"
+        )
     source = str(Path(parts[0]).expanduser().absolute())
-    return Mount(
-        source=source, target=os.path.normpath(parts[1]), mode="rw" if mode == "rw" else "ro"
-    )
+    return Mount(source=source, target=target, mode="rw" if mode == "rw" else "ro")

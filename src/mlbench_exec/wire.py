@@ -7,6 +7,7 @@ beside untrusted code: anything but the one message that is due is a `ProtocolEr
 import json
 import struct
 from collections.abc import Mapping
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -133,8 +134,9 @@ def frame(payload: bytes) -> bytes:
     return _LENGTH.pack(len(payload)) + payload
 
 
+@cache
 def agent_bundle() -> bytes:
-    """The agent's modules as one frame, in the order in which they import each other."""
+    """The agent's modules as one frame, in the order in which they import each other. Blocks."""
     folder = resources.files("mlbench_exec.agent")
     sources = [(name, folder.joinpath(f"{name}.py").read_text()) for name in AGENT_MODULES]
     return frame(json.dumps(sources).encode())

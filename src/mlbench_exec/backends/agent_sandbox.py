@@ -3,6 +3,7 @@
 from typing import Protocol, TypeVar
 
 import anyio
+import anyio.to_thread
 
 from mlbench_exec import wire
 from mlbench_exec.errors import EnvironmentUnusable, SandboxFailed
@@ -50,14 +51,16 @@ class AgentSandbox:
         return f"<AgentSandbox {state}, environments: {', '.join(sorted(self._seen)) or 'none'}>"
 
     async def start(self, make_setup: "SetupFactory") -> wire.Ready:
-        """Ship the agent, greet it, set it up.
+        """Ship the agent, greet it, set it up. `make_setup` may block: a thread calls it.
 
         Raises `NestingRefused` where the kernel or container forbids the sandbox, and
         `SandboxFailed` for everything else.
         """
-        await self._send(wire.agent_bundle())
+        await self._send(await anyio.to_thread.run_sync(wire.agent_bundle))
         hello = await self._expect(wire.Hello, START_TIMEOUT_S)
-        await self._send(wire.setup_frame(make_setup(hello)))
+        await self._send(
+            await anyio.to_thread.run_sync(lambda: wire.setup_frame(make_setup(hello)))
+        )
         match await self._receive(START_TIMEOUT_S):
             case wire.Ready() as ready:
                 return ready

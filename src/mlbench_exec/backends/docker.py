@@ -10,6 +10,8 @@ from typing import Any, Self
 import aiodocker
 import aiohttp
 import anyio
+import anyio.lowlevel
+import anyio.to_thread
 from aiodocker.containers import DockerContainer
 from aiodocker.stream import Stream
 
@@ -80,7 +82,7 @@ class DockerBackend:
         self._users: dict[str, str] = {}
         self._cpus = 1
         self._starts = anyio.CapacityLimiter(STARTS_AT_ONCE)
-        self._profile = json.dumps(seccomp.container_profile())
+        self._profile = ""
         self._version = ""
 
     @property
@@ -111,6 +113,7 @@ class DockerBackend:
         )
 
     async def __aenter__(self) -> Self:
+        self._profile = await anyio.to_thread.run_sync(_profile_text)
         try:
             self._docker = aiodocker.Docker()
         except (ValueError, OSError, aiodocker.DockerError) as error:
@@ -361,6 +364,10 @@ class DockerBackend:
         for container in await self._docker.containers.list(all=True, filters=filters):
             if is_dead(container["Labels"].get(ENGINE_LABEL, "")):
                 await _delete(container)
+
+
+def _profile_text() -> str:
+    return json.dumps(seccomp.container_profile())
 
 
 def _no_daemon(error: BaseException) -> str:

@@ -71,12 +71,12 @@ def _zero_division(seen: Observation) -> None:
 
 def _runs_into_the_limit(seen: Observation) -> None:
     _sees(exit_code=None, limit="time")(seen)
-    assert 0.6 <= seen.counted_s <= 1.2
+    assert 0.6 <= seen.counted_s <= 2, seen
 
 
 def _spins_into_the_limit(seen: Observation) -> None:
     _runs_into_the_limit(seen)
-    assert seen.cpu_s >= 0.4, seen
+    assert seen.cpu_s >= 0.05, seen
 
 
 def _sleeps_into_the_limit(seen: Observation) -> None:
@@ -276,8 +276,8 @@ _LEAVES = (
     _bash("survivor-in-its-own-session", "setsid sleep 1000 & echo done", _prompt),
     _bash("nohup-survivor", "nohup sleep 1000 >/dev/null 2>&1 & echo done", _prompt),
     _bash("double-fork", "(setsid sh -c 'sleep 1000 & sleep 1000' &) ; echo done", _prompt),
-    _bash("a-thousand-short-children", "for i in $(seq 300); do (:) & done; wait; echo done",
-          _prompt),
+    _bash("many-short-children",
+          "for i in {1..15}; do for j in {1..20}; do (:) & done; wait; done; echo done", _prompt),
 )  # fmt: skip
 
 # What a snippet may use.
