@@ -131,7 +131,8 @@ def test_an_ordinary_user_gets_a_sandbox(place: Path, owner: str) -> None:
     assert "root:" not in seen["hidden"]["stdout"]
     assert int(seen["hidden"]["stdout"].split()[-1]) <= 6
     assert 20 <= int(seen["forks"]["stdout"]) <= 64, seen["forks"]
-    assert int(seen["child"]["stdout"]) != 0, seen["child"]
+    child = seen["child"]  # refused more memory, or ended with its parent by the watch
+    assert child["limit"] == "memory" or child["stdout"] == "1\n", child
     assert seen["shared"]["limit"] == "memory", seen["shared"]
     assert seen["loop"]["limit"] == "time"
     assert (seen["after"]["exit_code"], seen["after"]["stdout"]) == (0, "alive\n")

@@ -42,8 +42,11 @@ async def settle() -> None:
 class LingeringSandbox(FakeSandbox):
     """Takes its time to close."""
 
+    is_closing = False
+
     async def aclose(self) -> None:
-        for _ in range(3):
+        self.is_closing = True
+        for _ in range(10):
             await anyio.lowlevel.checkpoint()
         await super().aclose()
 
@@ -103,7 +106,7 @@ async def test_a_warm_sandbox_is_used_again() -> None:
     """The next snippet of an environment gets the sandbox that the last one left."""
     backend = FakeBackend()
     async with Pool(backend, 2) as pool:
-        for _ in range(3):
+        for _ in range(10):
             async with pool.lend(environment()) as lease:
                 await lease.sandbox.run(job())
         assert pool.statistics() == Statistics(lent=0, idle=1, refilling=0, opened=1)
@@ -186,15 +189,17 @@ async def test_a_condemned_sandbox_keeps_its_place_until_it_is_closed() -> None:
         async with holding(pool, "a", "b"):
             pass
         tasks.start_soon(visit, pool, "a", "failed", 0, None)
-        while not sandbox_named("a", backend).runs:
+        while not is_closing("a", backend):
             await anyio.lowlevel.checkpoint()
         tasks.start_soon(enter, pool, "c")
     assert backend.statistics().opens == 3
     assert backend.most_open == 2
 
 
-def sandbox_named(key: str, backend: FakeBackend) -> FakeSandbox:
-    return next(sandbox for sandbox in backend.sandboxes if sandbox.key == key)
+def is_closing(key: str, backend: FakeBackend) -> bool:
+    (found,) = (sandbox for sandbox in backend.sandboxes if sandbox.key == key)
+    assert isinstance(found, LingeringSandbox)
+    return found.is_closing
 
 
 @pytest.mark.asyncio

@@ -51,7 +51,8 @@ def test_every_output_is_executed_by_itself() -> None:
 
 def test_what_a_static_check_fails_is_not_executed() -> None:
     """It has its verdict already, whatever else is asked for."""
-    for options in ({}, {"until_pass": True}, {"share_identical": True}):
+    choices: list[dict[str, Any]] = [{}, {"until_pass": True}, {"share_identical": True}]
+    for options in choices:
         found = planned(NO_ARGUMENT, GOOD, BASH, NO_ARGUMENT, **options)
         assert statuses(found) == {0: "wrong_arguments", 2: "wrong_type", 3: "wrong_arguments"}
         assert indices(found) == [[(1,)]]
@@ -193,7 +194,7 @@ def test_no_short_cut_changes_pass_at_k(
     full = execute(planned(*outputs), passing, frozenset(), until_pass=False)
     expected = scores(len(outputs), full, until_pass=False)
 
-    options = {"until_pass": until_pass, "share_identical": share_identical}
+    options: dict[str, Any] = {"until_pass": until_pass, "share_identical": share_identical}
     first = execute(planned(*outputs, **options), passing, unlucky, until_pass=until_pass)
     judged = {verdict.index: verdict.passed for verdict in first}
     rest = planned(*outputs, judged=judged, **options)

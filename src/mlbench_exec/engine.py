@@ -134,7 +134,7 @@ class Engine:
             if self._backend is None:
                 self._backend, self.why_backend = await self._start_backend()
             else:
-                await self._stack.enter_async_context(self._backend)
+                await self._enter(self._backend)
             size = self.settings.resolved_concurrency()
             self._pool = await self._stack.enter_async_context(Pool(self._backend, size))
             self._tasks = anyio.create_task_group()
@@ -226,10 +226,15 @@ class Engine:
             )
             self._samples = self.dataset.samples
 
+    async def _enter(self, backend: Backend) -> Backend:
+        await backend.__aenter__()
+        self._stack.push_async_callback(_leave, backend)
+        return backend
+
     async def _start_backend(self) -> tuple[Backend, str]:
         settings, needed = self.settings, self.environments
         if settings.backend == "local":
-            return await self._stack.enter_async_context(self._local()), "as asked"
+            return await self._enter(self._local()), "as asked"
         docker = DockerBackend(
             environments=needed,
             limits=settings.limits,
@@ -241,19 +246,19 @@ class Engine:
             fresh=settings.fresh,
         )
         if settings.backend == "docker":
-            return await self._stack.enter_async_context(docker), "as asked"
+            return await self._enter(docker), "as asked"
         try:
             await docker.__aenter__()
         except BackendUnavailable as error:
             why = str(error).split(";")[0]
         else:
             if docker.has_images(needed):
-                self._stack.push_async_exit(docker.__aexit__)
+                self._stack.push_async_callback(_leave, docker)
                 return docker, "a daemon answers and has images"
             await docker.__aexit__()
             why = "the Docker daemon has none of the environments' images"
         try:
-            return await self._stack.enter_async_context(self._local()), why
+            return await self._enter(self._local()), why
         except BackendUnavailable as error:
             raise BackendUnavailable(f"no backend starts: docker: {why}; {error}") from error
 
@@ -418,7 +423,7 @@ class VerdictStream:
             with self._scope:
                 send, receive = anyio.create_memory_object_stream[Chain](0)
                 async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(self._feed, send)
+                    tasks.start_soon(self._feed_all, send)
                     with receive:
                         for _ in range(self._workers):
                             tasks.start_soon(self._work, receive.clone())
@@ -430,6 +435,13 @@ class VerdictStream:
                 self._failure = RuntimeError("the engine was left before the end of this stream")
             self._send.close()
             self._ended.set()
+
+    async def _feed_all(self, send: MemoryObjectSendStream[Chain]) -> None:
+        """Where the submissions raise, what they gave before is judged still."""
+        try:
+            await self._feed(send)
+        except Exception as error:  # noqa: BLE001 - handed to the consumer
+            self._failure = error
 
     async def _feed(self, send: MemoryObjectSendStream[Chain]) -> None:
         settings = self._engine.settings
@@ -465,6 +477,12 @@ class VerdictStream:
                 async with contextlib.aclosing(self._engine.judge_chain(chain)) as outcomes:
                     async for outcome in outcomes:
                         await self._send.send(outcome)
+
+
+async def _leave(backend: Backend) -> None:
+    """Shielded: a cancelled clean-up would leave the backend's files and processes behind."""
+    with anyio.CancelScope(shield=True):
+        await backend.__aexit__(None, None, None)
 
 
 def _rejected(row: Rejected) -> Unjudged:

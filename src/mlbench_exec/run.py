@@ -2,7 +2,9 @@
 
 import hashlib
 import logging
+import logging.handlers
 import os
+import queue
 import stat
 import sys
 import time
@@ -94,7 +96,7 @@ class Evaluation:
         *,
         selection: Selection | None = None,
         restart: bool = False,
-        stderr: TextIO = sys.stderr,
+        stderr: TextIO | None = None,
         backend: Backend | None = None,
     ) -> None:
         self.outputs = outputs
@@ -102,7 +104,7 @@ class Evaluation:
         self.settings = settings
         self.selection = selection or Selection()
         self._restart = restart
-        self._stderr = stderr
+        self._stderr = stderr or sys.stderr
         self._backend = backend
         self._is_file = False  # so it can be read twice; a pipe can't
         self._hashes: dict[Key, dict[int, str]] = {}
@@ -371,8 +373,9 @@ async def _in_background(task: Callable[[], Coroutine[Any, Any, Any]]) -> AsyncI
 
 @asynccontextmanager
 async def log_to(folder: Path) -> AsyncIterator[None]:
-    """Append what the engine logs to the run folder's log.jsonl."""
-    handler = logging.FileHandler(folder / LOG, delay=True)
+    """Append what the engine logs to the run folder's log.jsonl, in a thread of its own."""
+    records: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    handler = logging.handlers.QueueHandler(records)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             processors=[
@@ -381,6 +384,7 @@ async def log_to(folder: Path) -> AsyncIterator[None]:
             ]
         )
     )
+    writer = await anyio.to_thread.run_sync(_start_writer, records, folder / LOG)
     logger = logging.getLogger("mlbench_exec")
     propagates, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
@@ -389,6 +393,19 @@ async def log_to(folder: Path) -> AsyncIterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.propagate = propagates
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(_stop_writer, writer)
+
+
+def _start_writer(records: "queue.SimpleQueue[Any]", path: Path) -> logging.handlers.QueueListener:
+    writer = logging.handlers.QueueListener(records, logging.FileHandler(path, delay=True))
+    writer.start()
+    return writer
+
+
+def _stop_writer(writer: logging.handlers.QueueListener) -> None:
+    writer.stop()
+    for handler in writer.handlers:
         handler.close()
 
 

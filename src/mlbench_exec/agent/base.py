@@ -176,7 +176,7 @@ def _make_mount_point(target: str, is_folder: bool) -> None:
     while not os.path.isdir(parent):
         parent = os.path.dirname(parent)
     # The nearest folder that is there is read-only: lay a writable one over it.
-    layer = HIDDEN + "/layers" + parent
+    layer = SCRATCH + "/layers" + parent
     for name in ("upper", "work"):
         os.makedirs("%s/%s" % (layer, name), exist_ok=True)
     options = "lowerdir=%s,upperdir=%s/upper,workdir=%s/work,userxattr"
@@ -186,6 +186,7 @@ def _make_mount_point(target: str, is_folder: bool) -> None:
     )
     os.makedirs(os.path.dirname(target), exist_ok=True)
     _create(target, is_folder)
+    _protect(parent)  # it was read-only, and stays so
 
 
 def escape(path: str) -> str:

@@ -51,6 +51,8 @@ def prepare(world: World, request: dict[str, Any]) -> Program:
     workdir = environment["workdir"]
     code = base64.b64decode(request["code"])
     cwd = os.path.normpath(os.path.join(workdir, request["path"].lstrip("/")))
+    if not base.is_below(cwd, os.path.normpath(workdir)):
+        raise Unusable("the path %s leads out of %s" % (request["path"], workdir))
     return Program(
         request["language"], code, cwd, workdir, variables, environment["python"], mended
     )

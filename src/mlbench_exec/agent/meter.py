@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Iterator
+from typing import Iterator, Tuple
+
+Seen = Tuple[int, int, int]  # nanoseconds: ran, waited, and of a wait that isn't over yet
+NEW: Seen = (0, 0, 0)
+SHORTEST_S = 0.01  # the counters of what runs move with the scheduler's tick, 1 to 10 ms
 
 
 class Meter:
@@ -14,32 +18,41 @@ class Meter:
     waited for a CPU for D, both from /proc/PID/task/TID/schedstat. At full speed they would have
     run for min(R + D, cpus * dt). What is missing to that was stolen from them; where they
     wanted more than one CPU it is spread over as many.
+
+    The kernel adds a wait to its counter when it is over. So a thread that is ready to run, and
+    whose counters have not moved since the last sample, is taken to have waited all the time.
     """
 
     def __init__(self, cpus: float, own_pids: set[int], proc: str = "/proc") -> None:
         self.cpus = cpus
         self.stalled_s = 0.0
         self.ran_s = 0.0  # what the samples saw; what ended between two of them is missing
-        self.seen: dict[
-            tuple[int, str], tuple[int, int]
-        ] = {}  # (pid, tid) -> (run, delay) in nanoseconds
+        self.seen: dict[tuple[int, str], Seen] = {}  # by pid and tid
         self._own = own_pids
         self._proc = proc
         self._last = time.monotonic()
 
     def sample(self) -> None:
         now = time.monotonic()
+        dt = now - self._last
+        if dt < SHORTEST_S:
+            return
         ran = delayed = 0
-        seen: dict[tuple[int, str], tuple[int, int]] = {}
+        seen: dict[tuple[int, str], Seen] = {}
         for pid in self.pids():
             for key, run, delay in self._threads(pid):
-                before = self.seen.get(key, (0, 0))
+                before = self.seen.get(key, NEW)
+                if (run, delay) == before[:2] and self._is_waiting(key):
+                    waited = int(dt * 1e9)
+                    seen[key] = (run, delay, before[2] + waited)
+                    delayed += waited
+                    continue
                 ran += max(0, run - before[0])
-                delayed += max(0, delay - before[1])
-                seen[key] = (run, delay)
+                delayed += max(0, delay - before[1] - before[2])
+                seen[key] = (run, delay, 0)
         self.seen = seen
         self.ran_s += ran / 1e9
-        self.stalled_s += stalled(ran / 1e9, delayed / 1e9, now - self._last, self.cpus)
+        self.stalled_s += stalled(ran / 1e9, delayed / 1e9, dt, self.cpus)
         self._last = now
 
     def pids(self) -> list[int]:
@@ -48,6 +61,21 @@ class Meter:
             for name in os.listdir(self._proc)
             if name.isdigit() and int(name) not in self._own
         ]
+
+    def _is_waiting(self, key: tuple[int, str]) -> bool:
+        """Whether a thread is ready to run."""
+        try:
+            with open("%s/%d/task/%s/stat" % (self._proc, key[0], key[1]), "rb") as file:
+                return file.read(512).rpartition(b")")[2].split()[0] == b"R"
+        except (OSError, IndexError):
+            return False
+
+    def resident_pages(self, pid: int) -> int:
+        try:
+            with open("%s/%d/statm" % (self._proc, pid), "rb") as file:
+                return int(file.read().split()[1])
+        except (OSError, IndexError, ValueError):
+            return 0
 
     def _threads(self, pid: int) -> Iterator[tuple[tuple[int, str], int, int]]:
         folder = "%s/%d/task" % (self._proc, pid)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import resource
 import shutil
 import signal
 import socket
+import stat
 import struct
 from typing import Any
 
@@ -24,6 +26,7 @@ PROBE_LIMITS = dict(ACTIVATION_LIMITS, time=30.0, cap=60.0)
 def set_up(spec: dict[str, Any]) -> World:
     """Enter the sandbox's own namespaces and build its base view; return the World."""
     world = World(spec, control_fd=frames.IN)
+    world.owner = _owner(spec)
     if spec["cpu_list"]:
         os.sched_setaffinity(0, spec["cpu_list"])
     if world.nested:
@@ -41,6 +44,20 @@ def set_up(spec: dict[str, Any]) -> World:
         world.base.home, world.base.user = _fresh_home(), base.user_name(world.base)
         kernel.drop_capabilities(bounding=False)
     return world
+
+
+def _owner(spec: dict[str, Any]) -> list[int] | None:
+    """Who owns the first workdir, asked while all user ids can still be told apart."""
+    for workdir in spec["workdirs"][:1]:
+        entries = [entry for entry in spec["stash"] if base.is_below(workdir, entry["target"])]
+        for entry in sorted(entries, key=lambda entry: len(entry["target"]))[-1:]:
+            workdir = entry["source"] + workdir[len(entry["target"]) :]
+        try:
+            status = os.stat(workdir)
+        except OSError:
+            continue  # a missing folder is said when a snippet wants it
+        return [status.st_uid, status.st_gid]
+    return None
 
 
 def _enter_namespaces(world: World, spec: dict[str, Any]) -> None:
@@ -163,17 +180,29 @@ def _fill(copies: list[list[str]]) -> None:
             shutil.copystat(folder, twin)
 
 
-def _take_over(folders: list[str]) -> None:
+def _take_over(roots: list[str]) -> None:
     """Fresh level: make everything below the folders the snippet's own, while we still can."""
-    uid, gid = os.getuid(), os.getgid()
-    for root in folders:
+    for root in roots:
+        _make_own(root)
         for folder, names, files in os.walk(root):
-            if os.path.ismount(folder) and folder != root:
-                names[:] = []
-                continue
-            for path in [folder] + [os.path.join(folder, name) for name in names + files]:
-                if os.lstat(path).st_uid != uid:
-                    os.lchown(path, uid, gid)
+            names[:] = [name for name in names if not os.path.ismount(os.path.join(folder, name))]
+            for name in names + files:
+                _make_own(os.path.join(folder, name))
+
+
+def _make_own(path: str) -> None:
+    status, uid = os.lstat(path), os.getuid()
+    kind, mode = stat.S_IFMT(status.st_mode), stat.S_IMODE(status.st_mode)
+    try:
+        if status.st_uid != uid:
+            os.lchown(path, uid, os.getgid())
+        if kind == stat.S_IFDIR:
+            os.chmod(path, mode | 0o700)
+        elif kind == stat.S_IFREG and status.st_uid != uid:
+            os.chmod(path, mode | 0o600)
+    except OSError as error:
+        if error.errno != errno.EROFS:  # a file that is a mount stays as it is
+            raise
 
 
 def _fresh_home() -> str:

@@ -25,6 +25,7 @@ from mlbench_exec.agent.program import Program, Unusable, fork
 from mlbench_exec.agent.world import World
 
 TICK_S = 0.05
+FAR_OVER_BYTES = 1 << 30
 
 
 class Broken(Exception):
@@ -97,6 +98,7 @@ class _Running:
         self.ooms = world.counters.oom_kills()
         self.refused = world.counters.pids_refused()
         self.memory_before = world.counters.memory_bytes()
+        self.victims: set[int] = set()  # killed by the memory watch
         self.limit: str | None = None
         self.status: int | None = None  # as waitpid gives it
         self.failure: str | dict[str, str] | None = None
@@ -213,10 +215,30 @@ class _Running:
         self.meter.sample()
         used = self._memory_bytes()
         self.peak = max(self.peak, used)
-        if self.limits["memory"] and used > self.limits["memory"]:
-            self.limit = "memory"
+        limit = self.limits["memory"]
+        if limit and used > limit + max(limit // 4, FAR_OVER_BYTES):
+            self.limit = "memory"  # killing one process after another would be too slow
+        elif limit and used > limit:
+            self._kill_biggest()
         if not self.world.nested and self._has_outgrown_disk():
             self.limit = "disk"
+
+    def _kill_biggest(self) -> None:
+        """Do as the kernel would at a limit of its own: one process at a time, the biggest first.
+
+        Where nothing is left to kill (the memory is in /dev/shm), the snippet ends.
+        """
+        pids = self.meter.pids()
+        if self.world.nested:
+            pids = [pid for pid in pids if pid != self.pid]  # init holds nothing, and reaps
+        biggest = max(pids, key=self.meter.resident_pages, default=None)
+        if self._memory_bytes() <= self.limits["memory"]:
+            return  # what was over has ended by itself, and nobody else is to pay for it
+        if biggest is None or not self.meter.resident_pages(biggest):
+            self.limit = "memory"
+            return
+        self.victims.add(biggest)
+        _kill(biggest)
 
     def _memory_bytes(self) -> int:
         disk = self._disk_bytes()
@@ -278,7 +300,7 @@ class _Running:
         self.max_rss = after.ru_maxrss * 1024
 
     def observation(self) -> dict[str, Any]:
-        ooms = self.world.counters.oom_kills() - self.ooms
+        ooms = self.world.counters.oom_kills() - self.ooms + len(self.victims)
         if self.limit == "memory":
             ooms = max(ooms, 1)
         if isinstance(self.failure, dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 
 from mlbench_exec.agent import kernel
 from mlbench_exec.agent.base import MENDED, SCRATCH, STASH, Base, escape, is_below, place
@@ -86,12 +87,13 @@ def mend(base: Base, workdir: str, uid: int) -> str | None:
         twin = os.path.normpath(os.path.join(layer, os.path.relpath(folder, found)))
         if _is_foreign(folder, uid):
             _twin_folder(layer, found, twin)
-        for name in files:
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        for name in files + links:
             path = os.path.join(folder, name)
             if _is_foreign(path, uid):
                 _twin_folder(layer, found, twin)
                 _copy(path, os.path.join(twin, name))
-        folders[:] = [name for name in folders if not os.path.islink(os.path.join(folder, name))]
+        folders[:] = [name for name in folders if name not in links]
     return layer
 
 
@@ -109,9 +111,7 @@ def _is_foreign(path: str, uid: int) -> bool:
         status = os.lstat(path)
     except OSError:
         return False
-    if os.path.islink(path):
-        return False
-    writable = 0o700 if os.path.isdir(path) else 0
+    writable = 0o700 if stat.S_ISDIR(status.st_mode) else 0
     return status.st_uid != uid or (status.st_mode & writable) != writable
 
 
@@ -127,7 +127,10 @@ def _twin_folder(layer: str, found: str, twin: str) -> None:
 
 
 def _copy(source: str, target: str) -> None:
-    """Copy a regular file that can be read; others stay as they are."""
+    """Copy a link, or a regular file that can be read; others stay as they are."""
+    if os.path.islink(source):
+        os.symlink(os.readlink(source), target)
+        return
     if not os.path.isfile(source) or not os.access(source, os.R_OK):
         return
     with open(source, "rb") as original, open(target, "wb") as copy:

@@ -17,12 +17,13 @@ class World:
         self.nested: bool = spec["nested"]
         self.base = Base(spec)
         self.filter = base64.b64decode(spec["filter"])
-        self.counters = Counters(spec["cgroups"] or own_cgroups())
+        self.counters = Counters(own_cgroups() if spec["cgroups"] is None else spec["cgroups"])
         self.nproc = False
         self.own_pids = {1, os.getpid()}
         self.variables: dict[str, str] = spec["variables"]
         self.control_fd = control_fd
         self.own_pid_ns = -1
+        self.owner: list[int] | None = None  # user and group of the first workdir
         self.uid, self.gid = os.getuid(), os.getgid()
         self.inner_uid = self.inner_gid = self.uid
         # By environment: its variables and its mended layer, or why it can't be used.

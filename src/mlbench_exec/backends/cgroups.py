@@ -76,8 +76,7 @@ class Cgroups:
 
     def close(self) -> None:
         for parent in set(self._parents.values()):
-            with contextlib.suppress(OSError):
-                (parent / self._name).rmdir()
+            _remove_group(parent / self._name)
 
 
 def find(name: str) -> Cgroups | None:
@@ -105,9 +104,14 @@ def _remove_leftovers(parents: set[Path]) -> None:
     for parent in parents:
         for folder in parent.glob(f"{PREFIX}*"):
             if is_dead_name(folder.name):
-                for path in (*folder.glob("*/"), folder):
-                    with contextlib.suppress(OSError):
-                        path.rmdir()
+                _remove_group(folder)
+
+
+def _remove_group(folder: Path) -> None:
+    """Remove a group and those in it that hold no process any more."""
+    for path in (*folder.glob("*/"), folder):
+        with contextlib.suppress(OSError):
+            path.rmdir()
 
 
 def _candidates(

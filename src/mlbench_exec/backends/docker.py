@@ -84,6 +84,7 @@ class DockerBackend:
         self._starts = anyio.CapacityLimiter(STARTS_AT_ONCE)
         self._profile = ""
         self._version = ""
+        self._label = ""
 
     @property
     def level(self) -> str:
@@ -114,6 +115,7 @@ class DockerBackend:
 
     async def __aenter__(self) -> Self:
         self._profile = await anyio.to_thread.run_sync(_profile_text)
+        self._label = await anyio.to_thread.run_sync(_read_own_files)
         try:
             self._docker = aiodocker.Docker()
         except (ValueError, OSError, aiodocker.DockerError) as error:
@@ -168,7 +170,10 @@ class DockerBackend:
                 return await self._open_nested(environment, slot)
             except NestingRefused as error:
                 raise SandboxFailed(f"a container refused nested namespaces: {error}") from error
-        return (await self._start(environment, slot, nested=False, user="0:0"))[0]
+        try:
+            return (await self._start(environment, slot, nested=False, user="0:0"))[0]
+        except NestingRefused as error:
+            raise SandboxFailed(f"a container of {environment.image} refused: {error}") from error
 
     async def _open_nested(self, environment: Environment, slot: int) -> Sandbox:
         """The agent needs the user id of those whose files a snippet may write."""
@@ -322,7 +327,7 @@ class DockerBackend:
             "AttachStderr": True,
             "Tty": False,
             "Healthcheck": {"Test": ["NONE"]},
-            "Labels": {ENGINE_LABEL: json.dumps(engine_identity()), RUN_LABEL: self._run},
+            "Labels": {ENGINE_LABEL: self._label, RUN_LABEL: self._run},
             "HostConfig": host,
         }
 
@@ -362,7 +367,8 @@ class DockerBackend:
         assert self._docker is not None
         filters = json.dumps({"label": [ENGINE_LABEL]})
         for container in await self._docker.containers.list(all=True, filters=filters):
-            if is_dead(container["Labels"].get(ENGINE_LABEL, "")):
+            label = container["Labels"].get(ENGINE_LABEL, "")
+            if await anyio.to_thread.run_sync(is_dead, label):
                 await _delete(container)
 
 
@@ -385,6 +391,14 @@ def _translated(doing: str) -> Any:
         yield
     except (aiodocker.DockerError, aiohttp.ClientError, OSError, TimeoutError) as error:
         raise SandboxFailed(f"Docker failed while {doing}: {error}") from error
+
+
+def _read_own_files() -> str:
+    """This engine's label; and fill the caches of what else is read from files."""
+    wire.agent_bundle()
+    for machine in seccomp.MACHINES:
+        seccomp.snippet_filter(machine)
+    return json.dumps(engine_identity())
 
 
 async def _delete(container: DockerContainer) -> None:

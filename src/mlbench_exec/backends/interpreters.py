@@ -27,7 +27,8 @@ async def folders_of(python: str) -> tuple[str, ...]:
         said = json.loads(answer.stdout)
     except (OSError, subprocess.CalledProcessError, TimeoutError, ValueError) as error:
         raise EnvironmentUnusable(f"the interpreter {python} doesn't start: {error}") from error
-    folders = [os.path.dirname(link) for link in _links(python)]
+    links = await anyio.to_thread.run_sync(_links, python)
+    folders = [os.path.dirname(link) for link in links]
     folders += [os.path.dirname(said[0]), *said[1:]]
     return outermost(folders)
 

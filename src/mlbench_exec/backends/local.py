@@ -68,11 +68,8 @@ class LocalBackend:
     async def __aenter__(self) -> Self:
         if sys.platform != "linux":
             raise BackendUnavailable(f"the local backend needs Linux, this is {sys.platform}")
-        await anyio.to_thread.run_sync(_remove_leftovers)
-        self._cgroups = await anyio.to_thread.run_sync(cgroups.find, identity.local_name())
-        self._folder = Path(tempfile.mkdtemp(prefix=identity.local_name() + "-"))
-        self._folder.chmod(0o711)
         try:
+            await anyio.to_thread.run_sync(self._take_place)
             await self._probe()
         except BaseException:
             await self.__aexit__()
@@ -80,11 +77,23 @@ class LocalBackend:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(self._leave_place)
+
+    def _take_place(self) -> None:
+        """This engine's cgroup and folder; and fill the caches of what is read from files."""
+        _remove_leftovers()
+        self._cgroups = cgroups.find(identity.local_name())
+        self._folder = Path(tempfile.mkdtemp(prefix=identity.local_name() + "-"))
+        self._folder.chmod(0o711)
+        wire.agent_bundle()
+        seccomp.snippet_filter(os.uname().machine)
+
+    def _leave_place(self) -> None:
         if self._cgroups is not None:
             self._cgroups.close()
         if self._folder is not None:
-            folder = self._folder
-            await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def key(self, environment: Environment) -> str:
         return environment.name
@@ -101,7 +110,7 @@ class LocalBackend:
             )
 
     async def open(self, environment: Environment, slot: int) -> Sandbox:
-        self.check(environment)
+        await anyio.to_thread.run_sync(self.check, environment)
         stash, variables = await self._surroundings(environment)
         try:
             return await self._start(stash, variables, environment.workdir, slot)
@@ -122,6 +131,14 @@ class LocalBackend:
         self, environment: Environment
     ) -> tuple[tuple[wire.StashEntry, ...], dict[str, str]]:
         """What the environment's snippets see of this host, and their first variables."""
+        python = environment.python
+        if python and python not in self._visible:
+            self._visible[python] = await interpreters.folders_of(python)
+        return await anyio.to_thread.run_sync(self._look_around, environment)
+
+    def _look_around(
+        self, environment: Environment
+    ) -> tuple[tuple[wire.StashEntry, ...], dict[str, str]]:
         variables: dict[str, str] = {}
         shown: list[str] = []
         if environment.conda_env:
@@ -133,11 +150,8 @@ class LocalBackend:
                 )
             variables["CONDA_ROOT"] = root
             shown.append(root)
-        python = environment.python
-        if python:
-            if python not in self._visible:
-                self._visible[python] = await interpreters.folders_of(python)
-            shown += self._visible[python]
+        if environment.python:
+            shown += self._visible[environment.python]
         return self._stash(environment, shown), variables
 
     def _stash(self, environment: Environment, shown: list[str]) -> tuple[wire.StashEntry, ...]:
@@ -166,28 +180,20 @@ class LocalBackend:
         workdir: str,
         slot: int,
     ) -> AgentSandbox:
-        assert self._folder is not None
         self._count += 1
         name = f"{slot}-{self._count}"
         uid = unused_uid(slot) if os.geteuid() == 0 else None
-        spare = self._folder / name
-        spare.mkdir()
-        if uid is not None:
-            os.chown(spare, uid, uid)
-        group = self._cgroups.make(name, self._limits) if self._cgroups else None
-        process = await anyio.open_process(
-            [self._agent_python, "-I", "-S", "-u", "-c", wire.BOOT],
-            stdin=PIPE,
-            stdout=PIPE,
-            stderr=PIPE,
-            cwd="/",
-            env={"LANG": "C.UTF-8"},
-            start_new_session=True,
-        )
+        spare, group = await anyio.to_thread.run_sync(self._make_place, name, uid)
+        try:
+            process = await self._start_agent()
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(_remove_place, group, spare)
+            raise
         sandbox = AgentSandbox(_ChildStream(process, group, spare))
         try:
             if group is not None:
-                group.add(process.pid)
+                await anyio.to_thread.run_sync(group.add, process.pid)
 
             def make_setup(hello: wire.Hello) -> wire.Setup:
                 return wire.Setup(
@@ -212,6 +218,26 @@ class LocalBackend:
             await sandbox.aclose()
             raise
         return sandbox
+
+    async def _start_agent(self) -> Process:
+        return await anyio.open_process(
+            [self._agent_python, "-I", "-S", "-u", "-c", wire.BOOT],
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=PIPE,
+            cwd="/",
+            env={"LANG": "C.UTF-8"},
+            start_new_session=True,
+        )
+
+    def _make_place(self, name: str, uid: int | None) -> tuple[Path, cgroups.Group | None]:
+        """A new sandbox's folder for mended files, and its cgroup."""
+        assert self._folder is not None
+        spare = self._folder / name
+        spare.mkdir()
+        if uid is not None:
+            os.chown(spare, uid, uid)
+        return spare, self._cgroups.make(name, self._limits) if self._cgroups else None
 
     def _cpu_list(self, slot: int) -> tuple[int, ...] | None:
         """The slot's own share of this process's cores, side by side with its neighbours'."""
@@ -274,9 +300,10 @@ class _ChildStream:
                 self._process.kill()
             await self._process.aclose()
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(self._remove)
+            await anyio.to_thread.run_sync(_remove_place, self._group, self._spare)
 
-    def _remove(self) -> None:
-        if self._group is not None:
-            self._group.remove()
-        shutil.rmtree(self._spare, ignore_errors=True)
+
+def _remove_place(group: cgroups.Group | None, spare: Path) -> None:
+    if group is not None:
+        group.remove()
+    shutil.rmtree(spare, ignore_errors=True)
