@@ -231,10 +231,12 @@ async def test_idle_sandboxes_that_died_cost_no_output() -> None:
                 raise SandboxFailed("the daemon was restarted")
             return await super()._play(job)
 
-    backend = Mortal(play, delay_s=0.001)
+    backend = Mortal(play)
     async with engine_on(backend, concurrency=4) as engine:
-        await judge(engine, line(1, "ok", "ok", "ok", "ok"))
-        assert engine.statistics().idle == 4
+        assert engine._pool is not None
+        async with contextlib.AsyncExitStack() as leases:
+            for _ in range(4):
+                await leases.enter_async_context(engine._pool.lend(ENVIRONMENTS.all[0]))
         backend.dead = tuple(backend.sandboxes)
         verdict = await engine.run(Snippet(github_id=1, id=1, output="ok"))
     assert (verdict.passed, verdict.attempts) == (True, 2)
@@ -409,6 +411,24 @@ async def test_equal_outputs_are_run_once_where_asked() -> None:
         (1, "failed"),
         (2, "passed"),
     }
+
+
+@pytest.mark.asyncio
+async def test_equal_outputs_share_an_execution_until_a_pass() -> None:
+    """Also one that came to no verdict; what follows the pass is skipped, whatever it equals."""
+    backend = FakeBackend(play)
+    async with engine_on(backend, share_identical=True, until_pass=True) as engine:
+        found = await judge(engine, line(1, "bad", "broken", "bad", "broken", "ok", "bad", "ok"))
+    assert [(one.index, one.status if isinstance(one, Verdict) else one.kind) for one in found] == [
+        (0, "failed"),
+        (1, "infrastructure"),
+        (2, "failed"),
+        (3, "infrastructure"),
+        (4, "passed"),
+        (5, "skipped"),
+        (6, "skipped"),
+    ]
+    assert len(backend.jobs) == 1 + ATTEMPTS + 1
 
 
 # Slow, lazy and leaving consumers.
@@ -611,9 +631,10 @@ async def test_work_of_other_tasks_ends_with_the_engine() -> None:
             errors.append(str(error))
 
     async with anyio.create_task_group() as tasks, engine_on(backend) as engine:
+        await engine.run(Snippet(github_id=1, id=1, output="ok"))
         tasks.start_soon(expect_end, engine.run(Snippet(github_id=1, id=1, output="hang")))
         tasks.start_soon(expect_end, judge(engine, line(2, "hang"), line(3, "hang")))
-        await wait_for_jobs(backend, 2)
+        await wait_for_jobs(backend, 3)
     assert sorted(errors) == [
         "the engine or pool was left: its sandboxes are gone",
         "the engine was left before the end of this stream",

@@ -23,6 +23,7 @@ from mlbench_exec.errors import (
     BackendUnavailable,
     EnvironmentUnusable,
     InputError,
+    MachineTooBusy,
     MLBenchExecError,
     SandboxFailed,
 )
@@ -92,6 +93,7 @@ class Engine:
         self._environments = environments
         self._backend = self._given_backend = backend
         self._run_name = run_name
+        self._checked: set[str] = set()  # environments that are here, as far as can be seen
         self._refused: dict[str, str] = {}  # by environment: why it can't be opened
         self._pool: Pool | None = None
         self._tasks: TaskGroup | None = None
@@ -134,7 +136,7 @@ class Engine:
             if self._backend is None:
                 self._backend, self.why_backend = await self._start_backend()
             else:
-                await self._enter(self._backend)
+                await self._stack.enter_async_context(self._backend)
             size = self.settings.resolved_concurrency()
             self._pool = await self._stack.enter_async_context(Pool(self._backend, size))
             self._tasks = anyio.create_task_group()
@@ -153,6 +155,8 @@ class Engine:
             await self._stack.aclose()  # each part shields what a cancellation must not cut short
         finally:
             self._tasks = self._pool = None
+            self._checked.clear()
+            self._refused.clear()
             self._backend = self._given_backend
 
     async def _end_tasks(self) -> None:
@@ -226,15 +230,10 @@ class Engine:
             )
             self._samples = self.dataset.samples
 
-    async def _enter(self, backend: Backend) -> Backend:
-        await backend.__aenter__()
-        self._stack.push_async_callback(_leave, backend)
-        return backend
-
     async def _start_backend(self) -> tuple[Backend, str]:
         settings, needed = self.settings, self.environments
         if settings.backend == "local":
-            return await self._enter(self._local()), "as asked"
+            return await self._stack.enter_async_context(self._local()), "as asked"
         docker = DockerBackend(
             environments=needed,
             limits=settings.limits,
@@ -246,19 +245,19 @@ class Engine:
             fresh=settings.fresh,
         )
         if settings.backend == "docker":
-            return await self._enter(docker), "as asked"
+            return await self._stack.enter_async_context(docker), "as asked"
         try:
             await docker.__aenter__()
         except BackendUnavailable as error:
             why = str(error).split(";")[0]
         else:
             if docker.has_images(needed):
-                self._stack.push_async_callback(_leave, docker)
+                self._stack.push_async_exit(docker.__aexit__)
                 return docker, "a daemon answers and has images"
             await docker.__aexit__()
             why = "the Docker daemon has none of the environments' images"
         try:
-            return await self._enter(self._local()), why
+            return await self._stack.enter_async_context(self._local()), why
         except BackendUnavailable as error:
             raise BackendUnavailable(f"no backend starts: docker: {why}; {error}") from error
 
@@ -290,13 +289,17 @@ class Engine:
             limits=self.settings.limits,
         )
         reason = ""
+        alone = False
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                observation, slot, started_at = await self._observe(job, fresh=attempt > 1)
+                observation, slot, started_at = await self._observe(
+                    job, fresh=attempt > 1, alone=alone
+                )
             except EnvironmentUnusable as error:
                 return self._unjudged(execution, "environment", str(error))
             except SandboxFailed as error:
                 reason = str(error)
+                alone = alone or isinstance(error, MachineTooBusy)
                 log.warning("sandbox_failed", key=sample.key, attempt=attempt, reason=reason)
                 continue
             return tuple(
@@ -308,7 +311,7 @@ class Engine:
                     observation,
                     environment=environment.name,
                     attempts=attempt,
-                    contended=False,
+                    contended=alone,
                     started_at=started_at,
                     slot=slot,
                 )
@@ -318,16 +321,19 @@ class Engine:
             execution, "infrastructure", f"{ATTEMPTS} sandboxes failed; the last: {reason}"
         )
 
-    async def _observe(self, job: Job, *, fresh: bool) -> tuple[Observation, int, str]:
+    async def _observe(self, job: Job, *, fresh: bool, alone: bool) -> tuple[Observation, int, str]:
         """Borrow a sandbox and run the job; an environment that can't be opened stays refused."""
-        assert self._pool is not None
-        name = job.environment.name
+        pool, name = self._pool, job.environment.name
+        if pool is None:  # left while this was under way in another task
+            raise RuntimeError(NOT_OPEN)
         if name in self._refused:
             raise EnvironmentUnusable(self._refused[name])
         unusable: EnvironmentUnusable | None = None
         try:
-            self.backend.check(job.environment)
-            async with self._pool.lend(job.environment, fresh=fresh) as lease:
+            if name not in self._checked:
+                await anyio.to_thread.run_sync(self.backend.check, job.environment)
+                self._checked.add(name)
+            async with pool.lend(job.environment, fresh=fresh, alone=alone) as lease:
                 started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
                 try:
                     return await lease.sandbox.run(job), lease.slot, started_at
@@ -352,15 +358,23 @@ class Engine:
         )
 
     async def judge_chain(self, chain: Chain) -> AsyncGenerator[Outcome, None]:
-        """A chain's outcomes in order; with `until_pass`, those after a pass are skipped."""
+        """A chain's outcomes in order: with `until_pass`, those after a pass are skipped.
+
+        Equal programs of a chain wait for their turn to share an outcome: a chain that is cut
+        off and continued then comes to the same end.
+        """
         has_passed = False
+        shared: dict[str, Outcome] = {}
         for execution in chain:
             if has_passed and self.settings.until_pass:
                 for verdict in schedule.skip(execution):
                     yield verdict
                 continue
-            for outcome in await self._execute(execution):
+            known = shared.get(execution.code_hash) if self.settings.share_identical else None
+            outcomes = [msgspec.structs.replace(known, index=i) for i in execution.indices if known]
+            for outcome in outcomes or await self._execute(execution):
                 has_passed = has_passed or (isinstance(outcome, Verdict) and outcome.passed)
+                shared[execution.code_hash] = outcome
                 yield outcome
 
 
@@ -477,12 +491,6 @@ class VerdictStream:
                 async with contextlib.aclosing(self._engine.judge_chain(chain)) as outcomes:
                     async for outcome in outcomes:
                         await self._send.send(outcome)
-
-
-async def _leave(backend: Backend) -> None:
-    """Shielded: a cancelled clean-up would leave the backend's files and processes behind."""
-    with anyio.CancelScope(shield=True):
-        await backend.__aexit__(None, None, None)
 
 
 def _rejected(row: Rejected) -> Unjudged:

@@ -6,6 +6,7 @@
     ├── BackendUnavailable       no backend can start on this machine
     ├── EnvironmentUnusable      this environment has no image, folder or interpreter here
     └── SandboxFailed            a sandbox broke; its snippet is run again on a fresh one
+        └── MachineTooBusy       what else ran here left too little for it; it is run again alone
 
 What a submitted program does is never an exception: it is an `Observation`, and becomes a
 `Verdict`. Every message names the thing, the place and the next step.
@@ -34,3 +35,7 @@ class EnvironmentUnusable(MLBenchExecError):
 
 class SandboxFailed(MLBenchExecError):
     """The sandbox, not the snippet, failed; worth another attempt on a fresh one."""
+
+
+class MachineTooBusy(SandboxFailed):
+    """Too little CPU time or memory was left for a snippet to be judged fairly."""

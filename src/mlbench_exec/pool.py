@@ -1,5 +1,6 @@
 """Pool: lends each sandbox to one snippet at a time; replaces those that can't be trusted."""
 
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Self
@@ -48,6 +49,7 @@ class Pool:
         self.size = size
         self._backend = backend
         self._permits = anyio.Semaphore(size)
+        self._gathering = anyio.Lock()
         self._free = list(range(size + SPARES - 1, -1, -1))  # slot numbers, the lowest last
         self._idle: list[_Idle] = []  # least recently used first
         self._lent = 0
@@ -90,8 +92,12 @@ class Pool:
             self._idle.clear()
 
     @asynccontextmanager
-    async def lend(self, environment: Environment, *, fresh: bool = False) -> AsyncIterator[Lease]:
-        """Borrow a pristine sandbox for this environment; a `fresh` one served nobody before.
+    async def lend(
+        self, environment: Environment, *, fresh: bool = False, alone: bool = False
+    ) -> AsyncIterator[Lease]:
+        """Borrow a pristine sandbox for this environment.
+
+        A `fresh` one served nobody before; while one is lent `alone`, no other is in use.
 
         Raises what `Backend.open` raises, and `RuntimeError` once the pool is left, which ends
         the borrowers. A borrower that raises anything but `EnvironmentUnusable`, or is
@@ -102,13 +108,28 @@ class Pool:
         with anyio.CancelScope() as scope:
             self._borrowers.add(scope)
             try:
-                async with self._permits, self._borrow(environment, fresh) as lease:
+                permits = self.size if alone else 1
+                async with self._hold(permits), self._borrow(environment, fresh) as lease:
                     yield lease
             finally:
                 self._borrowers.discard(scope)
                 self._notify()
         if scope.cancelled_caught:
             raise RuntimeError(LEFT)
+
+    @asynccontextmanager
+    async def _hold(self, permits: int) -> AsyncIterator[None]:
+        """Hold so many permits; one borrower at a time gathers several, or none would get all."""
+        held = 0
+        try:
+            async with self._gathering if permits > 1 else contextlib.nullcontext():
+                while held < permits:
+                    await self._permits.acquire()
+                    held += 1
+            yield
+        finally:
+            for _ in range(held):
+                self._permits.release()
 
     @asynccontextmanager
     async def _borrow(self, environment: Environment, fresh: bool) -> AsyncIterator[Lease]:

@@ -306,7 +306,10 @@ async def dry_run(
                     f"{one.place}, output {one.index}: {one.reason}" for one in found.unjudged
                 )
                 counts[row.github_id] = counts.get(row.github_id, 0) + len(found.chains)
-        planned = [_planned(engine, github_id, count) for github_id, count in counts.items()]
+        planned = [
+            await anyio.to_thread.run_sync(_planned, engine, github_id, count)
+            for github_id, count in counts.items()
+        ]
     return DryRun(planned=tuple(planned), static=static, unusable=tuple(unusable))
 
 

@@ -12,7 +12,10 @@ from mlbench_exec.verdicts import Unjudged, Verdict
 
 
 class Execution(msgspec.Struct, frozen=True, kw_only=True):
-    """One program to run, for one output or, with shared executions, for several equal ones."""
+    """One program to run, for one output or, with shared executions, for several equal ones.
+
+    In a chain until a pass, equal programs stand in their own places.
+    """
 
     sample: Sample
     indices: tuple[int, ...]
@@ -48,6 +51,7 @@ def plan(
     verdicts: list[Verdict] = []
     unjudged: list[Unjudged] = []
     executions: dict[object, Execution] = {}
+    joins = share_identical and not until_pass  # else their turn comes, unless it is skipped
     first_pass = min((index for index, passed in judged.items() if passed), default=None)
     for index, code in enumerate(submission.outputs):
         if index in judged:
@@ -61,8 +65,8 @@ def plan(
         elif until_pass and first_pass is not None and index > first_pass:
             verdicts.append(rules.skipped_verdict(sample, index, code_hash, checks))
         else:
-            same = executions.get(code_hash) if share_identical else None
-            executions[code_hash if share_identical else index] = Execution(
+            same = executions.get(code_hash) if joins else None
+            executions[code_hash if joins else index] = Execution(
                 sample=sample,
                 indices=(*(same.indices if same else ()), index),
                 code=code,

@@ -124,6 +124,7 @@ class Broken(msgspec.Struct, frozen=True, tag="broken", forbid_unknown_fields=Tr
     """The sandbox can't be trusted any more."""
 
     reason: str
+    busy: bool = False  # the machine's fault: what else ran left too little for the snippet
 
 
 Message = Hello | Ready | Refused | Result | Unusable | Broken

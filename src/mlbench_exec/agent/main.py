@@ -12,7 +12,7 @@ from mlbench_exec.agent.environment import prepare
 from mlbench_exec.agent.frames import IN, OUT
 from mlbench_exec.agent.program import Unusable
 from mlbench_exec.agent.setup import set_up
-from mlbench_exec.agent.snippet import Broken
+from mlbench_exec.agent.snippet import Broken, TooBusy
 from mlbench_exec.agent.world import World
 
 
@@ -56,5 +56,7 @@ def answer(world: World, request: dict[str, Any]) -> dict[str, Any]:
         return {"type": "result", "observation": observation}
     except Unusable as error:
         return {"type": "unusable", "reason": str(error)}
+    except TooBusy as error:
+        return {"type": "broken", "reason": str(error), "busy": True}
     except (Broken, OSError) as error:
         return {"type": "broken", "reason": "%s: %s" % (type(error).__name__, error)}

@@ -124,6 +124,7 @@ class Counters:
         memory, pids = folders.get("memory"), folders.get("pids")
         self._memory = _open(memory, "memory.stat")
         self._ooms = _open(memory, "memory.events") or _open(memory, "memory.oom_control")
+        self._failures = _open(memory, "memory.failcnt")  # version 1 alone
         self._pids = _open(pids, "pids.events")
 
     @property
@@ -132,6 +133,15 @@ class Counters:
 
     def oom_kills(self) -> int:
         return _field(self._ooms, b"oom_kill")
+
+    def own_limit_hits(self) -> int:
+        """How often this cgroup met its own memory limit, which a whole machine's OOM doesn't."""
+        if self._failures is None:
+            return _field(self._ooms, b"oom")
+        try:
+            return int(os.pread(self._failures, 32, 0))
+        except (OSError, ValueError):
+            return 0
 
     def pids_refused(self) -> int:
         return _field(self._pids, b"max")

@@ -32,6 +32,10 @@ class Broken(Exception):
     """This sandbox can't be used any more; the message says why."""
 
 
+class TooBusy(Broken):
+    """What else ran on this machine left too little for the snippet to be judged."""
+
+
 class Drain:
     """The first and the last bytes of a stream, with the count of all."""
 
@@ -96,6 +100,7 @@ class _Running:
     def __init__(self, world: World, program: Program, limits: dict[str, Any]) -> None:
         self.world, self.program, self.limits = world, program, limits
         self.ooms = world.counters.oom_kills()
+        self.limit_hits = world.counters.own_limit_hits()
         self.refused = world.counters.pids_refused()
         self.memory_before = world.counters.memory_bytes()
         self.victims: set[int] = set()  # killed by the memory watch
@@ -195,7 +200,7 @@ class _Running:
 
     def _is_over_time(self, now: float) -> bool:
         if now - self.started > self.limits["cap"]:
-            raise Broken(
+            raise TooBusy(
                 "after %.0f s of wall-clock time the snippet had got only %.1f s to run: "
                 "the machine is too busy" % (now - self.started, self._counted(now))
             )
@@ -307,6 +312,8 @@ class _Running:
             if self.failure.get("unusable"):
                 raise Unusable(self.failure["unusable"])
             raise Broken(self.failure["failed"])
+        if ooms > len(self.victims) and self.limit_hits == self.world.counters.own_limit_hits():
+            raise TooBusy("the machine, not the snippet's own limit, ran out of memory")
         if self.failure == "lost" and not ooms:
             raise Broken("the snippet's init process died")
         code = number = None

@@ -6,7 +6,7 @@ import anyio
 import anyio.to_thread
 
 from mlbench_exec import wire
-from mlbench_exec.errors import EnvironmentUnusable, SandboxFailed
+from mlbench_exec.errors import EnvironmentUnusable, MachineTooBusy, SandboxFailed
 from mlbench_exec.sandbox import Job, Observation
 
 START_TIMEOUT_S = 60.0
@@ -80,8 +80,8 @@ class AgentSandbox:
                 return observation
             case wire.Unusable(reason=reason):
                 raise EnvironmentUnusable(f"environment {name}: {reason}")
-            case wire.Broken(reason=reason):
-                raise SandboxFailed(reason)
+            case wire.Broken(reason=reason, busy=busy):
+                raise MachineTooBusy(reason) if busy else SandboxFailed(reason)
             case other:
                 raise SandboxFailed(f"the agent answered a run with {type(other).__name__}")
 

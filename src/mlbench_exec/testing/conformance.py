@@ -76,7 +76,7 @@ def _runs_into_the_limit(seen: Observation) -> None:
 
 def _spins_into_the_limit(seen: Observation) -> None:
     _runs_into_the_limit(seen)
-    assert seen.cpu_s >= 0.05, seen
+    assert seen.cpu_s >= 0.3, seen
 
 
 def _sleeps_into_the_limit(seen: Observation) -> None:
