@@ -156,6 +156,24 @@ async def test_a_fresh_sandbox_is_none_that_served_before() -> None:
 
 
 @pytest.mark.asyncio
+async def test_who_wants_to_be_alone_is() -> None:
+    """It waits for the others, and they for it; nobody waits for ever."""
+    pool, ended = Pool(FakeBackend(), 3), list[str]()
+
+    async def borrow(name: str, alone: bool) -> None:
+        async with pool.lend(environment(name), alone=alone):
+            await settle()
+            assert pool.statistics().lent == 1 or not alone
+        ended.append(name)
+
+    with anyio.fail_after(5):
+        async with pool, anyio.create_task_group() as tasks:
+            for number in range(12):
+                tasks.start_soon(borrow, "ab"[number % 2], number % 4 == 1)
+    assert len(ended) == 12
+
+
+@pytest.mark.asyncio
 async def test_slots_are_the_lowest_that_are_free() -> None:
     """Each of the sandboxes that are open at one time has a slot of its own."""
     async with Pool(FakeBackend(), 2) as pool:
@@ -188,7 +206,7 @@ async def test_a_condemned_sandbox_keeps_its_place_until_it_is_closed() -> None:
     async with Pool(backend, 2) as pool, anyio.create_task_group() as tasks:
         async with holding(pool, "a", "b"):
             pass
-        tasks.start_soon(visit, pool, "a", "failed", 0, None)
+        tasks.start_soon(visit, pool, "a", "failed", 0, None, False)
         while not is_closing("a", backend):
             await anyio.lowlevel.checkpoint()
         tasks.start_soon(enter, pool, "c")
@@ -356,7 +374,7 @@ async def test_leaving_ends_borrowers_of_other_tasks() -> None:
 
 
 async def visit(
-    pool: Pool, name: str, ending: Ending, steps: int, gives_up_after: int | None
+    pool: Pool, name: str, ending: Ending, steps: int, gives_up_after: int | None, alone: bool
 ) -> None:
     """Come, hold a sandbox for some steps, and end in some way or be cancelled on the way."""
     with anyio.CancelScope() as scope:
@@ -364,10 +382,11 @@ async def visit(
             if gives_up_after is not None:
                 tasks.start_soon(cancel_after, scope, gives_up_after)
             with contextlib.suppress(SandboxFailed, EnvironmentUnusable):
-                async with pool.lend(environment(name)) as lease:
+                async with pool.lend(environment(name), alone=alone) as lease:
                     await lease.sandbox.run(job(name))
                     for _ in range(steps):
                         await anyio.lowlevel.checkpoint()
+                        assert pool.statistics().lent == 1 or not alone
                     if ending == "failed":
                         raise SandboxFailed("as planned")
                     if ending == "unusable":
@@ -398,12 +417,13 @@ async def watch(pool: Pool, is_sound: Callable[[Statistics], bool]) -> None:
             st.sampled_from(["well", "well", "failed", "unusable"]),
             st.integers(0, 5),
             st.none() | st.integers(0, 12),
+            st.booleans(),
         ),
         max_size=30,
     ),
 )
 def test_no_order_of_events_stops_it(
-    size: int, reusable: bool, visits: list[tuple[str, Ending, int, int | None]]
+    size: int, reusable: bool, visits: list[tuple[str, Ending, int, int | None, bool]]
 ) -> None:
     """Failures, cancellations and failed starts of any number lose no slot and no sandbox."""
     backend = ShakyBackend(reusable=reusable, unusable={"d": "it has no image"})

@@ -332,3 +332,14 @@ def test_a_hundred_thousand_outputs_take_little_memory_and_time() -> None:
     assert summary.judged == 100_000
     assert kept < 12e6
     assert time.perf_counter() - started < 20
+
+
+def test_an_output_that_is_no_text_belongs_to_its_row() -> None:
+    """A null among a row's outputs leaves the row open; a rejected row isn't submitted at all."""
+    tally = Tally()
+    null = Unjudged(reason="not a string", kind="input", github_id=1, id=1, index=1)
+    rejected = Unjudged(reason="not in the dataset", kind="input", github_id=1, id=2)
+    tally.add_unjudged(null)
+    tally.add_unjudged(rejected)
+    assert set(tally.keys()) == {(1, 1)}
+    assert tally.passed((1, 1), 2) is None

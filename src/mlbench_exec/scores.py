@@ -228,8 +228,10 @@ class Tally:
         """Count one reason; an output that could not be judged belongs to a submitted row."""
         reason = (unjudged.kind, unjudged.reason)
         self._reasons[_bounded(self._reasons, reason, (unjudged.kind, OTHER))] += 1
-        if unjudged.kind == "input" or unjudged.github_id is None or unjudged.id is None:
+        if unjudged.github_id is None or unjudged.id is None:
             return
+        if unjudged.kind == "input" and unjudged.index is None:
+            return  # a rejected row, not a submitted one
         self._row((unjudged.github_id, unjudged.id), (unjudged.index or 0) + 1)
 
     def status(self, key: Key, index: int) -> Status | None:
