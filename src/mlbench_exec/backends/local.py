@@ -28,7 +28,7 @@ CLOSE_WITHIN_S = 5.0
 HELP = (
     "Snippets need user namespaces (sysctl user.max_user_namespaces above 0, "
     "kernel.unprivileged_userns_clone = 1, kernel.apparmor_restrict_unprivileged_userns = 0) "
-    "and Linux 5.14 or later. Or use --backend docker."
+    "and Linux 6.6 or later. Or use --backend docker."
 )
 
 
