@@ -68,7 +68,9 @@ def main() -> None:
     help="Run folder. [default: runs/<name of OUTPUTS>]",
 )
 @click.option("--only", metavar="GITHUB_ID[/ID],…", help="Judge these rows only.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="ROWS", help="Judge so many rows.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), metavar="ROWS", help="Take so many rows of OUTPUTS."
+)
 @click.option("--until-pass", is_flag=True, help="Stop a row where no pass@k can change any more.")
 @click.option("--share-identical", is_flag=True, help="Execute equal outputs of a row once.")
 @click.option(

@@ -263,6 +263,11 @@ class Engine:
 
     def _local(self) -> LocalBackend:
         settings = self.settings
+        if settings.runtime is not None:
+            raise InputError(
+                f"--runtime {settings.runtime} is Docker's, and the backend is local: "
+                "leave it out, or use --backend docker"
+            )
         return LocalBackend(
             limits=settings.limits,
             network=settings.network,

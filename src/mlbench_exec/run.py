@@ -21,6 +21,7 @@ from rich.console import Console
 
 from mlbench_exec.dataset import Dataset
 from mlbench_exec.engine import Engine
+from mlbench_exec.environments import Environment
 from mlbench_exec.errors import EnvironmentUnusable, InputError, RunFolderError
 from mlbench_exec.journal import (
     DatasetFacts,
@@ -290,9 +291,10 @@ async def dry_run(
     """What would be executed where, and what the checks before it decide."""
     counts: dict[int, int] = {}
     static = 0
-    unusable: list[str] = []
     await anyio.to_thread.run_sync(is_readable_file, outputs)
     async with Engine(settings, backend=backend) as engine:
+        bad_rows = engine.dataset.rejected if engine.dataset else ()
+        unusable = [f"{row.place}: {row.reason}" for row in bad_rows]
         screened = screen(selection.read(outputs), engine.samples, split=settings.split)
         async with aclosing(screened) as rows:
             async for row in rows:
@@ -420,11 +422,18 @@ def _verdict_settings(settings: Settings, engine: Engine) -> dict[str, Any]:
         "time_limit_s": settings.time_limit_s,
         "network": settings.network,
         "gpus": settings.gpus,
+        "runtime": settings.runtime,
         "mounts": msgspec.to_builtins(settings.mounts),
         "until_pass": settings.until_pass,
         "share_identical": settings.share_identical,
-        "environments": {e.name: msgspec.to_builtins(e) for e in engine.environments},
+        "environments": {e.name: _of_weight(e) for e in engine.environments},
     }
+
+
+def _of_weight(environment: Environment) -> dict[str, Any]:
+    """An environment without its name in reports."""
+    fields: dict[str, Any] = msgspec.to_builtins(environment)
+    return {name: value for name, value in fields.items() if name != "repo"}
 
 
 def _changed_outputs(folder: Path, changed: list[str]) -> RunFolderError:

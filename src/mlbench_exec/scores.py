@@ -142,6 +142,7 @@ class UnjudgedReason(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     reason: str
     count: int
+    place: str | None = None  # file and line of the first one, where it came from the input
 
 
 class Timings(msgspec.Struct, frozen=True, kw_only=True):
@@ -192,6 +193,7 @@ class Tally:
         self.errors: Counter[str] = Counter()
         self._rows: dict[Key, bytearray] = {}
         self._reasons: Counter[tuple[str, str]] = Counter()
+        self._places: dict[tuple[str, str], str | None] = {}
         self._clock = _Clock()
 
     def __repr__(self) -> str:
@@ -226,8 +228,10 @@ class Tally:
 
     def add_unjudged(self, unjudged: Unjudged) -> None:
         """Count one reason; an output that could not be judged belongs to a submitted row."""
-        reason = (unjudged.kind, unjudged.reason)
-        self._reasons[_bounded(self._reasons, reason, (unjudged.kind, OTHER))] += 1
+        reason: tuple[str, str] = (unjudged.kind, unjudged.reason)
+        reason = _bounded(self._reasons, reason, (unjudged.kind, OTHER))
+        self._reasons[reason] += 1
+        self._places.setdefault(reason, unjudged.place)
         if unjudged.github_id is None or unjudged.id is None:
             return
         if unjudged.kind == "input" and unjudged.index is None:
@@ -257,7 +261,7 @@ class Tally:
     def reasons(self) -> tuple[UnjudgedReason, ...]:
         """Why outputs and rows have no verdict, the most frequent reason first."""
         return tuple(
-            UnjudgedReason(kind=kind, reason=reason, count=count)
+            UnjudgedReason(kind=kind, reason=reason, count=count, place=self._places[kind, reason])
             for (kind, reason), count in self._reasons.most_common()
         )
 

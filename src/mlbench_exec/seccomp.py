@@ -24,6 +24,17 @@ MACHINES: Mapping[str, int] = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # t
 _CLONE_NEW = 0x7E020000  # the flags of every namespace that clone makes; time's is unshare's alone
 _PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)  # Linux, 32-bit, Linux 2.6, or: tell me
 _TIOCSTI, _TIOCLINUX, _TIOCSETD = 0x5412, 0x541C, 0x5423
+_F_SETLEASE, _F_NOTIFY = 1024, 1026  # a lease makes whoever opens the file wait
+_SET_ID = 0o4000  # in a writable mount a set-user-id file would outlive the sandbox
+_MAKES_FILE = 0x400040  # O_CREAT, O_TMPFILE: only then does open look at a mode
+# What a process may do to itself and its children, but not to pid 1: that may be the agent.
+_OF_PROCESS = (
+    "prlimit64",
+    "sched_setaffinity",
+    "sched_setattr",
+    "sched_setparam",
+    "sched_setscheduler",
+)
 _FAMILIES = _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK = 1, 2, 10, 16
 _SOCK_STREAM, _SOCK_DGRAM, _SOCK_TYPE_MASK = 1, 2, 0xF
 _PROTOCOLS = (0, 1, 6, 17, 58)  # the type's own, ICMP (as datagrams: ping), TCP, UDP, ICMPv6
@@ -163,10 +174,40 @@ def _special() -> dict[str, _Code]:
             *_argument(1),
             *_if_any(_EQUAL, [_TIOCSTI, _TIOCLINUX, _TIOCSETD], refuse, _ALLOW),
         ],
+        "fcntl": [*_argument(1), *_if_any(_EQUAL, [_F_SETLEASE, _F_NOTIFY], refuse, _ALLOW)],
+        **{n: [*_argument(0), *_if_any(_EQUAL, [1], refuse, _ALLOW)] for n in _OF_PROCESS},
+        "setpriority": _kind_and_process(2, refuse),
+        "ioprio_set": _kind_and_process(3, refuse),
+        "chmod": _mode(1),
+        "fchmod": _mode(1),
+        "fchmodat": _mode(2),
+        "fchmodat2": _mode(2),
+        "creat": _mode(1),
+        "mknod": _mode(1),
+        "mknodat": _mode(2),
+        "open": _mode_if_made(1),
+        "openat": _mode_if_made(2),
+        "openat2": _fail(errno.ENOSYS),  # its mode lies in memory; nobody needs it
         "personality": [*_argument(0), *_if_any(_EQUAL, _PERSONALITIES, _ALLOW, refuse)],
         "socket": socket,
         "socketpair": socket,
     }
+
+
+def _kind_and_process(user: int, refuse: _Code) -> _Code:
+    """Not of pid 1, nor of all that a user has, which is said by the kind `user`."""
+    whose = [*_argument(1), *_if_any(_EQUAL, [1], refuse, _ALLOW)]
+    return [*_argument(0), *_if_any(_EQUAL, [user], refuse, whose)]
+
+
+def _mode(index: int) -> _Code:
+    """Refuse a mode with the set-user-id bit."""
+    return [*_argument(index), *_if_any(_ANY_BIT, [_SET_ID], _fail(errno.EPERM), _ALLOW)]
+
+
+def _mode_if_made(index: int) -> _Code:
+    """The same for open, whose mode counts only where a file may be made."""
+    return [*_argument(index), *_if_any(_ANY_BIT, [_MAKES_FILE], _mode(index + 1), _ALLOW)]
 
 
 def _socket() -> _Code:

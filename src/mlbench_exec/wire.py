@@ -17,7 +17,6 @@ from mlbench_exec.environments import Environment
 from mlbench_exec.sandbox import Job, Observation
 
 MAX_FRAME_BYTES = 4 << 20
-MAX_CODE_BYTES = 16 << 20
 _LENGTH = struct.Struct(">I")
 
 AGENT_MODULES = (
@@ -72,7 +71,7 @@ class StashEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
-    """How an agent makes its sandbox; sent once. See the agent's `main.set_up`."""
+    """How an agent makes its sandbox; sent once. See the agent's `setup.set_up`."""
 
     nested: bool
     mode: str  # "container": the root is an image's; "host": only what is named is shown
@@ -112,6 +111,7 @@ class Refused(msgspec.Struct, frozen=True, tag="refused", forbid_unknown_fields=
 
 class Result(msgspec.Struct, frozen=True, tag="result", forbid_unknown_fields=True):
     observation: Observation
+    spent: bool = False  # the snippet left something behind: throw this sandbox away
 
 
 class Unusable(msgspec.Struct, frozen=True, tag="unusable", forbid_unknown_fields=True):

@@ -48,18 +48,16 @@ class Base:
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self.container: bool = spec["mode"] == "container"
-        self.stash: list[dict[str, Any]] = spec[
-            "stash"
-        ]  # each: source, target, rw; its index is its stash number
+        # Each has source, target and rw; its index is its number in the stash.
+        self.stash: list[dict[str, Any]] = spec["stash"]
         self.home = ""
         self.own_home = False  # the home is ours to make, not an existing folder
         self.user: str = spec["user"]
         self.uid = os.getuid()
         self.inner_uid: int | None = spec["inner_uid"]
         self.gpus: bool = spec["gpus"]
-        self.spare: str | None = spec[
-            "spare"
-        ]  # a folder on disk for mended files, or None: a tmpfs
+        # A folder on disk for mended files; without one they go to a tmpfs.
+        self.spare: str | None = spec["spare"]
         self.workdirs: list[str] = spec["workdirs"]
 
     def is_replaced(self, path: str) -> bool:
@@ -274,6 +272,10 @@ def _make_dev(base: Base, root: str) -> None:
         is_folder = os.path.isdir(source)
         _create(target, is_folder)
         kernel.bind(source, target, recursive=is_folder)
+        # Read-only holds for the node, its mode and owner; what is written to the device goes on.
+        kernel.mount_setattr(
+            target, kernel.MOUNT_ATTR_RDONLY | kernel.MOUNT_ATTR_NOSUID, recursive=is_folder
+        )
     for name, destination in (
         ("fd", "/proc/self/fd"),
         ("stdin", "/proc/self/fd/0"),
@@ -282,11 +284,6 @@ def _make_dev(base: Base, root: str) -> None:
         ("ptmx", "pts/ptmx"),
     ):
         os.symlink(destination, root + "/dev/" + name)
-    try:
-        flags = kernel.MS_NOSUID | kernel.MS_NOEXEC
-        kernel.mount("devpts", root + "/dev/pts", "devpts", flags, "newinstance,ptmxmode=0666")
-    except OSError:
-        pass  # a program without a terminal device still runs
 
 
 def _make_home(base: Base, root: str) -> None:

@@ -44,6 +44,7 @@ OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 MOVE_MOUNT_F_EMPTY_PATH = 0x4
 
 LAST_CAPABILITY = 63
+LAST_SIGNAL = 64
 _CAPABILITY_VERSION_3 = 0x20080522
 
 # Numbers shared by every architecture from 424 on; the rest by machine.
@@ -52,8 +53,8 @@ SYS_MOVE_MOUNT = 429
 SYS_PIDFD_OPEN = 434
 SYS_MOUNT_SETATTR = 442
 _BY_MACHINE = {
-    "x86_64": {"pivot_root": 155, "capset": 126, "seccomp": 317, "setns": 308},
-    "aarch64": {"pivot_root": 41, "capset": 91, "seccomp": 277, "setns": 268},
+    "x86_64": {"pivot_root": 155, "capset": 126, "seccomp": 317, "setns": 308, "rt_sigaction": 13},
+    "aarch64": {"pivot_root": 41, "capset": 91, "seccomp": 277, "setns": 268, "rt_sigaction": 134},
 }
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -182,6 +183,17 @@ def bind_idmapped(source: str, target: str, userns_fd: int) -> None:
         _check(result, "move_mount(%s)" % target)
     finally:
         os.close(tree)
+
+
+def default_signals() -> None:
+    """Give every signal its default action, the C library's two among them.
+
+    Those can't be set through the library, and whoever started us may have left them ignored.
+    """
+    number = _number("rt_sigaction")
+    action = ctypes.create_string_buffer(32)  # all zeros: SIG_DFL, no flags, no mask
+    for signum in range(1, LAST_SIGNAL + 1):
+        _libc.syscall(number, signum, action, None, ctypes.c_size_t(8))  # not for KILL and STOP
 
 
 def sethostname(name: str) -> None:

@@ -53,7 +53,8 @@ def answer(world: World, request: dict[str, Any]) -> dict[str, Any]:
     try:
         program = prepare(world, request)
         observation, _, _ = snippet.run(world, program, request["limits"])
-        return {"type": "result", "observation": observation}
+        spent = world.nested and snippet.has_left_memory(world)
+        return {"type": "result", "observation": observation, "spent": spent}
     except Unusable as error:
         return {"type": "unusable", "reason": str(error)}
     except TooBusy as error:

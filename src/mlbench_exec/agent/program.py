@@ -21,6 +21,8 @@ NAMESPACES = kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
 NO_LIMIT_SHM = 8 << 30
 SCRIPT = "temp.py"
 NOT_EXECUTABLE = 126
+MAX_PENDING_SIGNALS = 4096
+MAX_MESSAGE_QUEUE_BYTES = 819200  # what Linux gives by default
 
 
 class Unusable(Exception):
@@ -154,12 +156,7 @@ def _program(
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
     _set_rlimits(world, limits)
-    for number in range(1, signal.NSIG):
-        if number not in (signal.SIGKILL, signal.SIGSTOP):
-            try:
-                signal.signal(number, signal.SIG_DFL)
-            except (OSError, ValueError):
-                continue  # the C library's own
+    kernel.default_signals()
     kernel.drop_capabilities(bounding=world.nested)
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     if world.filter:
@@ -211,6 +208,9 @@ def _set_rlimits(world: World, limits: dict[str, Any]) -> None:
 
     lower(resource.RLIMIT_CORE, 1)  # 0 would still feed a piped core_pattern
     lower(resource.RLIMIT_NOFILE, limits["files"])
+    # Counted by user id, so they are shared with whoever has the same one on this machine.
+    lower(resource.RLIMIT_SIGPENDING, MAX_PENDING_SIGNALS)
+    lower(resource.RLIMIT_MSGQUEUE, MAX_MESSAGE_QUEUE_BYTES)
     if world.nproc and limits["pids"]:
         lower(resource.RLIMIT_NPROC, limits["pids"])
     if limits["memory"] and not world.counters.has_memory:

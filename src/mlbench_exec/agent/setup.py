@@ -37,12 +37,14 @@ def set_up(spec: dict[str, Any]) -> World:
         if spec["nproc"] and not world.nproc:
             raise OSError("RLIMIT_NPROC has no effect on a snippet here")
         _try_out(world)
+        world.memory_bytes = world.counters.memory_bytes()
     else:
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)  # a snippet of the same user can't look in
         _fill(spec["copies"])
         _take_over([folder for folder in spec["workdirs"] if os.path.isdir(folder)])
         world.base.home, world.base.user = _fresh_home(), base.user_name(world.base)
         kernel.drop_capabilities(bounding=False)
+        world.memory_bytes = world.counters.memory_bytes()
     return world
 
 
@@ -83,6 +85,8 @@ def _enter_namespaces(world: World, spec: dict[str, Any]) -> None:
     if spec["own_network"]:
         _bring_up_loopback()
     _become_pid_1()
+    if spec["own_network"]:
+        _forget_closed_connections()
     world.own_pids = {1}
     world.own_pid_ns = os.open("/proc/self/ns/pid", os.O_RDONLY)
 
@@ -98,6 +102,15 @@ def _become_pid_1() -> None:
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
     kernel.mount("proc", "/proc", "proc", flags)
+
+
+def _forget_closed_connections() -> None:
+    """No port stays taken after a snippet that listened on it; needs a network of one's own."""
+    try:
+        with open("/proc/sys/net/ipv4/tcp_max_tw_buckets", "w") as file:
+            file.write("0")
+    except OSError:
+        pass
 
 
 def _bring_up_loopback() -> None:
@@ -196,7 +209,7 @@ def _make_own(path: str) -> None:
     try:
         if status.st_uid != uid:
             os.lchown(path, uid, os.getgid())
-        if kind == stat.S_IFDIR:
+        if kind == stat.S_IFDIR and mode & 0o700 != 0o700:
             os.chmod(path, mode | 0o700)
         elif kind == stat.S_IFREG and status.st_uid != uid:
             os.chmod(path, mode | 0o600)

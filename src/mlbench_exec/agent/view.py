@@ -49,8 +49,20 @@ def enter(base: Base, workdir: str, mended: str | None, disk_bytes: int, shm_byt
     kernel.mount_setattr(MENDED, kernel.MOUNT_ATTR_RDONLY)
     kernel.mount_setattr("/", kernel.MOUNT_ATTR_RDONLY | kernel.MOUNT_ATTR_NOSUID)
     kernel.umount(SCRATCH)  # its folders live on where they are mounted
+    _mount_devices(base, shm_bytes)
+
+
+def _mount_devices(base: Base, shm_bytes: int) -> None:
+    """Shared memory and pseudo-terminals of its own; and no second way to what was mounted."""
     options = "size=%d,nr_inodes=%d,mode=1777" % (shm_bytes, 65536)
     kernel.mount("tmpfs", "/dev/shm", "tmpfs", TMPFS, options)
+    try:
+        flags = kernel.MS_NOSUID | kernel.MS_NOEXEC
+        kernel.mount("devpts", "/dev/pts", "devpts", flags, "newinstance,ptmxmode=0666")
+    except OSError:
+        pass  # a program without a terminal device still runs
+    if base.stash:
+        kernel.mount("tmpfs", STASH, "tmpfs", TMPFS | kernel.MS_RDONLY, "size=4k")
 
 
 def mount_proc() -> None:

@@ -44,11 +44,9 @@ class AgentSandbox:
         self._stream = stream
         self._frames = wire.FrameBuffer()
         self._seen: set[str] = set()
-        self._is_broken = False
 
     def __repr__(self) -> str:
-        state = "broken" if self._is_broken else "ready"
-        return f"<AgentSandbox {state}, environments: {', '.join(sorted(self._seen)) or 'none'}>"
+        return f"<AgentSandbox, environments: {', '.join(sorted(self._seen)) or 'none'}>"
 
     async def start(self, make_setup: "SetupFactory") -> wire.Ready:
         """Ship the agent, greet it, set it up. `make_setup` may block: a thread calls it.
@@ -71,12 +69,14 @@ class AgentSandbox:
 
     async def run(self, job: Job) -> Observation:
         name = job.environment.name
-        grace = ANSWER_GRACE_S if name in self._seen else FIRST_RUN_GRACE_S
+        is_known = name in self._seen or not (self.reusable or job.environment.conda_env)
+        grace = ANSWER_GRACE_S if is_known else FIRST_RUN_GRACE_S
         self._seen.add(name)
         await self._send(wire.run_frame(job))
         within_s = job.time_limit_s * job.limits.wall_cap_factor + grace
         match await self._receive(within_s):
-            case wire.Result(observation=observation):
+            case wire.Result(observation=observation, spent=spent):
+                self.reusable = self.reusable and not spent
                 return observation
             case wire.Unusable(reason=reason):
                 raise EnvironmentUnusable(f"environment {name}: {reason}")

@@ -88,7 +88,7 @@ def find(name: str) -> Cgroups | None:
             if version == 2:
                 _enable(parents["memory"], name)
             group = cgroups.make("probe", Limits(memory_bytes=1 << 30, pids=64))
-            usable = all((group.folders[c] / f"{c}.events").exists() for c in ("pids",))
+            usable = _has_limits(group, version)
             group.remove()
         except OSError:
             cgroups.close()
@@ -97,6 +97,13 @@ def find(name: str) -> Cgroups | None:
             return cgroups
         cgroups.close()
     return None
+
+
+def _has_limits(group: Group, version: int) -> bool:
+    memory = "memory.max" if version == 2 else "memory.limit_in_bytes"
+    return (group.folders["memory"] / memory).exists() and (
+        group.folders["pids"] / "pids.max"
+    ).exists()
 
 
 def _remove_leftovers(parents: set[Path]) -> None:

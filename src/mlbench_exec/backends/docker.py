@@ -43,6 +43,8 @@ done
 echo "{NO_PYTHON}" >&2
 exit 127
 """
+# What Docker makes read-only by itself, unless it is given a list.
+READ_ONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 NESTED_CAPABILITIES = ("SETFCAP",)  # without it a uid_map that maps 0 is refused
 FRESH_CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER")  # given up before a snippet runs
 
@@ -88,6 +90,8 @@ class DockerBackend:
 
     @property
     def level(self) -> str:
+        if self._is_nested and not self.has_images(self._environments):
+            return f"Docker {self._version}, not tried: none of the environments' images is here"
         if self._is_nested:
             return f"Docker {self._version}, nested namespaces in warm containers"
         return f"Docker {self._version}, one fresh container a snippet ({self._why_fresh})"
@@ -100,10 +104,6 @@ class DockerBackend:
             for name, image in self._images.items()
             if not isinstance(image, str)
         }
-
-    @property
-    def is_nested(self) -> bool:
-        return self._is_nested
 
     def has_images(self, environments: Iterable[Environment]) -> bool:
         """Whether any of these environments could run here."""
@@ -293,10 +293,14 @@ class DockerBackend:
             "LogConfig": {"Type": "none"},
             "Mounts": mounts,
             "ReadonlyRootfs": nested,
+            # No port stays taken after a snippet that listened on it.
+            "Sysctls": {"net.ipv4.tcp_max_tw_buckets": "0"},
         }
         if nested:  # or the kernel refuses the snippets' own /proc
             host |= {"MaskedPaths": [], "ReadonlyPaths": []}
         else:
+            # The agent is pid 1 there, with the snippet's own user id.
+            host["ReadonlyPaths"] = [*READ_ONLY_PATHS, "/proc/1"]
             host["Tmpfs"] = {"/tmp": f"exec,mode=1777,size={limits.disk_bytes}"}
             host["ShmSize"] = limits.memory_bytes or 8 << 30
         if limits.pids is not None:
@@ -369,7 +373,8 @@ class DockerBackend:
         for container in await self._docker.containers.list(all=True, filters=filters):
             label = container["Labels"].get(ENGINE_LABEL, "")
             if await anyio.to_thread.run_sync(is_dead, label):
-                await _delete(container)
+                with anyio.move_on_after(CLOSE_WITHIN_S):
+                    await _delete(container)
 
 
 def _profile_text() -> str:

@@ -28,9 +28,7 @@ async def folders_of(python: str) -> tuple[str, ...]:
     except (OSError, subprocess.CalledProcessError, TimeoutError, ValueError) as error:
         raise EnvironmentUnusable(f"the interpreter {python} doesn't start: {error}") from error
     links = await anyio.to_thread.run_sync(_links, python)
-    folders = [os.path.dirname(link) for link in links]
-    folders += [os.path.dirname(said[0]), *said[1:]]
-    return outermost(folders)
+    return outermost([*links, *said])  # the links as files: what lies beside them isn't its own
 
 
 def outermost(paths: list[str]) -> tuple[str, ...]:

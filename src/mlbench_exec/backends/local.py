@@ -104,7 +104,8 @@ class LocalBackend:
                 f"environment {environment.name}: there is no folder {environment.workdir} on "
                 "this machine; give its place in an environments file (--environments)"
             )
-        if environment.python and not os.access(environment.python, os.X_OK):
+        python = environment.python
+        if python and not (os.path.isfile(python) and os.access(python, os.X_OK)):
             raise EnvironmentUnusable(
                 f"environment {environment.name}: there is no interpreter {environment.python}"
             )

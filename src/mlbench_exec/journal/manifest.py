@@ -4,7 +4,7 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -104,9 +104,12 @@ class _Versioned(msgspec.Struct):
     schema_version: int
 
 
-def check_same_run(folder: Path, old: Manifest, new: Manifest) -> None:
-    """Refuse settings and datasets that would give other verdicts, naming each difference."""
-    changes = _changes(old.verdict_settings, new.verdict_settings)
+def check_same_run(folder: Path, old: Manifest, new: Manifest, executed: Set[int]) -> None:
+    """Refuse settings and datasets that would give other verdicts, naming each difference.
+
+    An environment may change as long as nothing of its `executed` github_ids was run in it.
+    """
+    changes = _changes(_used(old.verdict_settings, executed), _used(new.verdict_settings, executed))
     if old.dataset.digest != new.dataset.digest:
         before = f"{old.dataset.source} {old.dataset.split} {old.dataset.digest}"
         after = f"{new.dataset.source} {new.dataset.split} {new.dataset.digest}"
@@ -118,6 +121,16 @@ def check_same_run(folder: Path, old: Manifest, new: Manifest) -> None:
             + "\nRun with the old ones to continue, name another folder with --out, or use "
             "--restart to judge anew."
         )
+
+
+def _used(settings: Mapping[str, Any], executed: Set[int]) -> dict[str, Any]:
+    """The settings with those environments alone that verdicts were reached in."""
+    environments = {
+        name: environment
+        for name, environment in settings.get("environments", {}).items()
+        if any(github_id in executed for github_id in environment["github_ids"])
+    }
+    return {**settings, "environments": environments}
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

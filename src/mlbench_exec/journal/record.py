@@ -96,6 +96,7 @@ class Journal:
         self._sync_every_s = sync_every_s
         self._lock: int | None = None
         self._recorded: list[Recorded] = []
+        self._has_executed = False
         self._seen = _Seen()
         self._verdicts = Lines(folder / VERDICTS)
         self._unjudged = Lines(folder / UNJUDGED)
@@ -164,7 +165,17 @@ class Journal:
         await self._append(self._unjudged, _encode(unjudged))
 
     async def set_images(self, images: Mapping[str, str]) -> None:
-        """Add image digests to the manifest."""
+        """Add image digests to the manifest.
+
+        Raises `RunFolderError` where verdicts of this run came from another image of that name.
+        """
+        for name, digest in images.items():
+            before = self.manifest.images.get(name, digest)
+            if before != digest and self._has_executed:
+                raise RunFolderError(
+                    f"{self.folder} holds verdicts reached in {before}, and {name} is {digest} "
+                    "now: start over with --restart, or choose another folder with --out"
+                )
         merged = {**self.manifest.images, **images}
         if merged != self.manifest.images:
             self.manifest = msgspec.structs.replace(self.manifest, images=merged)
@@ -204,18 +215,20 @@ class Journal:
             if self._restart:
                 _remove_run(self.folder)
             stored = read_manifest(self.folder)
+            whole_bytes = 0
+            for record, end in _read_verdicts(self.folder / VERDICTS, self._seen):
+                self._recorded.append(record)
+                whole_bytes = end
             if stored is not None:
-                check_same_run(self.folder, stored, self.manifest)
+                executed = {one.github_id for one in self._recorded if one.wall_s is not None}
+                self._has_executed = bool(executed)
+                check_same_run(self.folder, stored, self.manifest, executed)
                 self.manifest = msgspec.structs.replace(
                     self.manifest,
                     created_at=stored.created_at,
                     resumed_at=(*stored.resumed_at, self.manifest.created_at),
                     images={**stored.images, **self.manifest.images},
                 )
-            whole_bytes = 0
-            for record, end in _read_verdicts(self.folder / VERDICTS, self._seen):
-                self._recorded.append(record)
-                whole_bytes = end
             if stored is None and self._recorded:
                 raise RunFolderError(
                     f"{self.folder} holds verdicts, but no {MANIFEST} that says what they are "

@@ -156,10 +156,13 @@ def _unjudged(summary: Summary) -> Table:
     table.add_column("next step")
     for one in summary.unjudged_reasons[:TOP_REASONS]:
         step = _NEXT_STEPS.get(one.kind, _NEXT_STEPS["infrastructure"])
-        table.add_row(str(one.count), plain(one.reason, limit=500), step)
+        reason = f"{one.place}: {one.reason}" if one.place else one.reason
+        table.add_row(str(one.count), plain(reason, limit=500), step)
     left = summary.unjudged_reasons[TOP_REASONS:]
     if left:
-        table.add_row(str(sum(one.count for one in left)), f"{len(left)} other reasons", "")
+        table.add_row(
+            str(sum(one.count for one in left)), f"{len(left)} other reasons", "see unjudged.jsonl"
+        )
     return table
 
 
