@@ -404,3 +404,79 @@ def test_a_private_interpreter_is_visible(rig: Rig) -> None:
     seen = rig.portal.call(run)
     assert seen.stdout == f"{sys.prefix}\n", seen
     assert "Error" in seen.stderr
+
+
+# What a snippet may not do to those that come after it, or to the agent.
+
+
+def test_devices_stay_as_they_are(rig: Rig) -> None:
+    """Taking everybody's rights to the devices is refused, or at least gone with the snippet."""
+    rig.bash("chmod 000 /dev/null /dev/zero /dev/urandom /dev/pts/ptmx; true")
+    code = (
+        "import pty; pty.openpty(); open('/dev/null', 'w').write('x'); open('/dev/urandom', 'rb')"
+    )
+    after = rig.python(code)
+    assert after.exit_code == 0, after
+
+
+def test_memory_does_not_outlive_a_snippet(rig: Rig) -> None:
+    """Memory in a descriptor that is only held by a socket in flight is gone before the next."""
+    keep = """
+import array, os, socket
+memory = os.memfd_create("kept")
+for _ in range(120):
+    os.write(memory, bytes(1 << 20))
+one, other = socket.socketpair()
+fds = array.array("i", [memory, one.fileno(), other.fileno()])
+one.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+"""
+    use = "block = b'x' * (150 << 20); print(len(block) >> 20)"
+    assert (LIMITS.memory_bytes or 0) == 256 << 20
+    for _ in range(3):
+        assert rig.python(keep).exit_code == 0
+        after = rig.python(use)
+        assert (after.stdout, after.oom_kills) == ("150\n", 0), after
+
+
+def test_a_port_is_free_for_the_next_snippet(rig: Rig) -> None:
+    """A connection that a snippet closed leaves its port to the next one, without SO_REUSEADDR."""
+    code = """
+import socket
+server = socket.socket()
+server.bind(("127.0.0.1", 29500))
+server.listen()
+client = socket.create_connection(("127.0.0.1", 29500))
+connection, _ = server.accept()
+connection.close()
+client.recv(1)
+client.close()
+"""
+    for _ in range(2):
+        seen = rig.python(code)
+        assert seen.exit_code == 0, seen
+
+
+@pytest.mark.parametrize(
+    ("what", "code"),
+    [
+        ("a lease on a file", "fcntl.fcntl(os.open('/etc/passwd', os.O_RDONLY), 1024, 0)"),
+        ("the agent's scheduling", "os.sched_setscheduler(1, os.SCHED_IDLE, os.sched_param(0))"),
+        ("the agent's cores", "os.sched_setaffinity(1, {0})"),
+        ("the agent's limits", "resource.prlimit(1, resource.RLIMIT_NOFILE, (0, 0))"),
+        ("the agent's priority", "os.setpriority(os.PRIO_PROCESS, 1, 19)"),
+        ("all priorities", "os.setpriority(os.PRIO_USER, 0, 19)"),
+        ("a set-user-id file", "os.chmod(os.open('mine', os.O_CREAT | os.O_RDWR), 0o4755)"),
+        ("a file born set-user-id", "os.open('mine', os.O_CREAT | os.O_RDWR, 0o4755)"),
+    ],
+)
+def test_refused(rig: Rig, what: str, code: str) -> None:
+    """What would hold up, starve or outlive the sandbox fails with EPERM."""
+    seen = rig.python(f"import errno, fcntl, os, resource\n{code}\n")
+    assert seen.exit_code == 1, (what, seen)
+    assert seen.stderr.rstrip().splitlines()[-1].startswith("PermissionError: [Errno 1]"), seen
+
+
+def test_the_kernel_is_not_pointed_at_the_agent(rig: Rig) -> None:
+    """No snippet can make the agent the first to go when memory runs out."""
+    seen = rig.python("open('/proc/1/oom_score_adj', 'w').write('1000')")
+    assert seen.exit_code == 1, seen
