@@ -218,6 +218,36 @@ async def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
+async def test_an_environment_may_be_corrected_until_it_was_used(tmp_path: Path) -> None:
+    """What was wrong and reached no verdict is mended and run; what verdicts came from stays."""
+
+    def having(workdir: str) -> Manifest:
+        environment = {"github_ids": [9], "workdir": workdir}
+        return manifest(verdict_settings={"environments": {"EAP_DS": environment}})
+
+    async with Journal(tmp_path, having("/wrong")) as journal:
+        await journal.append(verdict(1, status="wrong_type"))
+    async with Journal(tmp_path, having("/right")) as journal:
+        await journal.append(verdict(2, wall_s=1.0))
+    with pytest.raises(RunFolderError, match=r'workdir: was "/right", now "/other"'):
+        async with Journal(tmp_path, having("/other")):
+            pass
+
+
+@pytest.mark.asyncio
+async def test_an_image_that_changed_under_its_name_is_refused(tmp_path: Path) -> None:
+    """Verdicts of one run never come from two images."""
+    async with Journal(tmp_path, manifest()) as journal:
+        await journal.set_images({"an/image": "sha256:one"})
+        await journal.set_images({"an/image": "sha256:two"})  # nothing was run in it yet
+        await journal.append(verdict(1, wall_s=1.0))
+    async with Journal(tmp_path, manifest()) as journal:
+        await journal.set_images({"an/image": "sha256:two", "another": "sha256:three"})
+        with pytest.raises(RunFolderError, match="sha256:two, and an/image is sha256:four"):
+            await journal.set_images({"an/image": "sha256:four"})
+
+
+@pytest.mark.asyncio
 async def test_restart_removes_the_old_run_and_nothing_else(tmp_path: Path) -> None:
     """Only files that a run makes are removed, and then other settings are welcome."""
     await write(tmp_path, verdict(1))

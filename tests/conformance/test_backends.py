@@ -17,6 +17,8 @@ import pytest
 
 from conformance.rigs import PYTHON, VARIABLES, Rig, job_of, open_rig, snippet
 from conftest import agents_of, own_containers
+from mlbench_exec.backends.local import LocalBackend
+from mlbench_exec.environments import Environment
 from mlbench_exec.errors import EnvironmentUnusable, SandboxFailed
 from mlbench_exec.sandbox import Observation
 from mlbench_exec.testing.conformance import CASES, DIRTY, FINGERPRINT, LIMITS, Case
@@ -404,6 +406,31 @@ def test_a_private_interpreter_is_visible(rig: Rig) -> None:
     seen = rig.portal.call(run)
     assert seen.stdout == f"{sys.prefix}\n", seen
     assert "Error" in seen.stderr
+
+
+@pytest.mark.asyncio
+async def test_an_interpreters_link_shows_nothing_beside_it(tmp_path: Path) -> None:
+    """A link to an interpreter in somebody's home folder doesn't show that folder."""
+    (tmp_path / "repo").mkdir()
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "id_rsa").write_text("secret")
+    python = tmp_path / "home" / "python"
+    python.symlink_to(PYTHON)
+    environment = Environment(
+        name="tiny",
+        github_ids=(1,),
+        repo="tiny",
+        workdir=str(tmp_path / "repo"),
+        python=str(python),
+    )
+    code = f"import os; print(os.listdir({str(tmp_path / 'home')!r}))"
+    async with LocalBackend(limits=LIMITS) as backend:
+        sandbox = await backend.open(environment, 0)
+        try:
+            seen = await sandbox.run(job_of(snippet("python", code), environment))
+        finally:
+            await sandbox.aclose()
+    assert (seen.stdout, seen.exit_code) == ("['python']\n", 0), seen
 
 
 # What a snippet may not do to those that come after it, or to the agent.
