@@ -447,6 +447,18 @@ async def test_rows_that_outputs_has_gained_are_judged(place: Place) -> None:
 
 
 @pytest.mark.asyncio
+async def test_judged_rows_that_outputs_has_lost_are_told(place: Place) -> None:
+    """They still count, and the header says so; a choice of rows is no loss."""
+    await place.judge(PLAIN)
+    stderr = io.StringIO()
+    await place.judge(PLAIN[:2], stderr=stderr)
+    assert "2 judged rows that are not in" in stderr.getvalue()
+    stderr = io.StringIO()
+    await place.judge(PLAIN[:2], stderr=stderr, selection=Selection(limit=1))
+    assert "any more" not in stderr.getvalue()
+
+
+@pytest.mark.asyncio
 async def test_what_was_unjudged_is_tried_again(place: Place) -> None:
     """unjudged.jsonl holds only what the last run could not judge."""
     first = await place.judge([line(1, "ok", "broken")])

@@ -341,3 +341,18 @@ async def test_real_submissions_are_known_or_named() -> None:
     assert (len(known), len(unknown)) == (53, 20)
     assert all(len(one.outputs) == 5 for one in known)
     assert all("is not in the dataset (split full)" in one.reason for one in unknown)
+
+
+@pytest.mark.asyncio
+async def test_a_row_that_the_dataset_has_but_cant_use_is_told_apart() -> None:
+    """Its submission is not called unknown: the reason is that of the dataset's row."""
+
+    async def rows() -> AsyncIterator[Submission | Rejected]:
+        yield Submission(github_id=9, id=1, outputs=("x",), place="a.jsonl:1")
+
+    bad_rows = {(9, 1): "arguments are a list, not a dict"}
+    (rejected,) = await collect(screen(rows(), {}, bad_rows=bad_rows))
+    assert isinstance(rejected, Rejected)
+    assert rejected.reason == (
+        "github_id 9, id 1 has a row that can't be used: arguments are a list, not a dict"
+    )

@@ -13,9 +13,9 @@ import msgspec
 
 from mlbench_exec.errors import InputError
 from mlbench_exec.samples import Key, Sample, parse_sample
+from mlbench_exec.settings import HUB_DATASET
 from mlbench_exec.submissions import decode_json
 
-DEFAULT_SOURCE = "super-dainiu/ml-bench"
 DEFAULT_SPLIT = "full"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -46,7 +46,7 @@ class Dataset(msgspec.Struct, frozen=True, kw_only=True):
     split: str
 
 
-def load_dataset(source: str = DEFAULT_SOURCE, split: str = DEFAULT_SPLIT) -> Dataset:
+def load_dataset(source: str = HUB_DATASET, split: str = DEFAULT_SPLIT) -> Dataset:
     """Read a file, a folder made by `save_to_disk`, or a Hub id. Blocks while it reads.
 
     Bad rows and repeated keys (the first counts) are in `rejected`. Raises `InputError` when the

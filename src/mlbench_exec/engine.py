@@ -119,6 +119,16 @@ class Engine:
         found = (self.environment_of(github_id) for github_id, _ in self.samples)
         return list({e.name: e for e in found if e is not None}.values())
 
+    @property
+    def bad_rows(self) -> dict[Key, str]:
+        """Rows of the dataset that can't be used, as far as they can be told apart."""
+        rejected = self.dataset.rejected if self.dataset else ()
+        return {
+            (row.github_id, row.id): row.reason
+            for row in rejected
+            if row.github_id is not None and row.id is not None
+        }
+
     def environment_of(self, github_id: int) -> Environment | None:
         return self._environments.for_github_id(github_id) if self._environments else None
 
@@ -465,7 +475,12 @@ class VerdictStream:
     async def _feed(self, send: MemoryObjectSendStream[Chain]) -> None:
         settings = self._engine.settings
         samples = self._engine.samples
-        screened = screen(as_submissions(self._submissions), samples, split=settings.split)
+        screened = screen(
+            as_submissions(self._submissions),
+            samples,
+            split=settings.split,
+            bad_rows=self._engine.bad_rows,
+        )
         with send:
             async with contextlib.aclosing(screened) as rows:
                 async for row in rows:

@@ -112,6 +112,7 @@ class Evaluation:
         self._judged: dict[Key, dict[int, bool]] = {}
         self._total: int | None = None
         self._done = 0
+        self._absent = 0  # rows that were judged, and are not in OUTPUTS any more
         self._usable = 0
 
     async def run(self) -> Outcome:
@@ -156,7 +157,7 @@ class Evaluation:
         self._done = sum(len(row) for row in self._judged.values())
         if not self._is_file:
             return
-        total = done = 0
+        total = done = found = 0
         changed: list[str] = []
         async with aclosing(screen(self.selection.read(self.outputs), engine.samples)) as rows:
             async for row in rows:
@@ -164,12 +165,15 @@ class Evaluation:
                     total += 1
                     continue
                 total += len(row.outputs)
+                found += row.key in self._hashes
                 done += len(self._hashes.get(row.key, ()))
                 changed += self._changes(row)
         self._done = done
         if changed:
             raise _changed_outputs(self.folder, changed)
         self._total = total
+        if self.selection == Selection():
+            self._absent = len(self._hashes) - found
 
     def _changes(self, row: Submission) -> list[str]:
         """Judged outputs of this row that are others now, or gone."""
@@ -264,6 +268,11 @@ class Evaluation:
         if self._judged:
             done = sum(len(row) for row in self._judged.values())
             facts["continues"] = f"{done} outputs are judged already"
+        if self._absent:
+            facts["beside them"] = (
+                f"{self._absent} judged rows that are not in {self.outputs} any more: "
+                "they still count; --restart forgets them"
+            )
         Console(file=self._stderr, width=None if self._stderr.isatty() else 120).print(
             render_header(facts)
         )
@@ -295,7 +304,12 @@ async def dry_run(
     async with Engine(settings, backend=backend) as engine:
         bad_rows = engine.dataset.rejected if engine.dataset else ()
         unusable = [f"{row.place}: {row.reason}" for row in bad_rows]
-        screened = screen(selection.read(outputs), engine.samples, split=settings.split)
+        screened = screen(
+            selection.read(outputs),
+            engine.samples,
+            split=settings.split,
+            bad_rows=engine.bad_rows,
+        )
         async with aclosing(screened) as rows:
             async for row in rows:
                 if isinstance(row, Rejected):

@@ -357,8 +357,11 @@ async def screen(
     samples: Mapping[Key, Sample],
     *,
     split: str = "full",
+    bad_rows: Mapping[Key, str] | None = None,
 ) -> AsyncGenerator[Submission | Rejected, None]:
     """Let through one submission for each row of the dataset; the others become `Rejected`.
+
+    `bad_rows` are rows that the dataset has but that can't be used, each with the reason.
 
     Of those with the same key the first counts. Remembers keys and places, never outputs. Closing
     this closes `items`, where they can be closed.
@@ -369,6 +372,8 @@ async def screen(
         async for item in items:
             if isinstance(item, Rejected):
                 yield item
+            elif bad_rows and item.key in bad_rows and item.key not in samples:
+                yield _reject(item, f"has a row that can't be used: {bad_rows[item.key]}")
             elif item.key not in samples:
                 yield _reject(
                     item, f"is not in the dataset (split {split}): check --dataset and --split"

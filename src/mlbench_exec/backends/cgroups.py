@@ -13,6 +13,7 @@ from mlbench_exec.sandbox import Limits
 
 HEADROOM_BYTES = 64 << 20  # the agent itself, and the kernel's bookkeeping
 HEADROOM_PIDS = 16
+ENGINE = "-engine"  # the leaf for this process itself, on version 2
 GONE_WITHIN_S = 5.0
 
 
@@ -75,8 +76,10 @@ class Cgroups:
         return [(path, value) for path, value in settings if path.exists()]
 
     def close(self) -> None:
+        """Remove what this engine made, and put its process back where it was."""
         for parent in set(self._parents.values()):
             _remove_group(parent / self._name)
+            _move_back(parent, parent / (self._name + ENGINE))
 
 
 def find(name: str) -> Cgroups | None:
@@ -143,12 +146,22 @@ def _enable(folder: Path, name: str) -> None:
         own = os.getpid()
         if folder.parent != Path("/sys/fs") and set(_pids(folder)) - {own}:
             raise OSError(f"{folder} holds other processes")
-        leaf = folder / f"{name}-engine"
+        leaf = folder / (name + ENGINE)
         leaf.mkdir(exist_ok=True)
         (leaf / "cgroup.procs").write_text(str(own))
         children.write_text("+memory +pids")
         (folder / name).mkdir(exist_ok=True)
     (folder / name / "cgroup.subtree_control").write_text("+memory +pids")
+
+
+def _move_back(folder: Path, leaf: Path) -> None:
+    """Undo `_enable` where it had to move this process: limits off, then back, then the leaf."""
+    if not leaf.is_dir():
+        return
+    with contextlib.suppress(OSError):
+        (folder / "cgroup.subtree_control").write_text("-memory -pids")
+        (folder / "cgroup.procs").write_text(str(os.getpid()))
+        leaf.rmdir()
 
 
 def _pids(folder: Path) -> list[int]:
