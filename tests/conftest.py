@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 
+from mlbench_exec.backends.identity import local_name
+
 pytest.register_assert_rewrite("mlbench_exec.testing.conformance")
 
 IMAGES = Path(__file__).parent.parent / "images"
@@ -93,8 +95,7 @@ def _leftovers(folder: Path) -> set[str]:
     found |= {f"folder {path}" for path in folder.glob("mlbench-exec-*")}
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     found |= {f"mount {line}" for line in mounts if "mlbench" in line}
-    for pattern in (f"mlbench-exec-{own}*", f"*/mlbench-exec-{own}*"):
-        found |= {f"cgroup {path}" for path in Path("/sys/fs/cgroup").glob(pattern)}
+    found |= {f"cgroup {path}" for path in Path("/sys/fs/cgroup").rglob(f"{local_name()}*")}
     return found
 
 

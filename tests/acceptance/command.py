@@ -98,8 +98,8 @@ class Command:
         found |= {f"mount {line}" for line in mounts if str(self._temporary) in line}
         found |= {f"process {pid}" for pid, start in self._families if _started(pid) == start}
         for pid in self._pids:
-            found |= {f"cgroup {path}" for path in _cgroups(f"mlbench-exec-{pid}-")}
-            found |= {f"process {other}" for other in _in_cgroup(f"mlbench-exec-{pid}-")}
+            found |= {f"cgroup {path}" for path in _cgroups(_mark_of(pid))}
+            found |= {f"process {other}" for other in _in_cgroup(_mark_of(pid))}
         return found
 
     def _containers(self) -> list[str]:
@@ -185,6 +185,12 @@ def _family(pid: int) -> set[tuple[int, int]]:
         grown = len(family)
         family |= {other for other, fields in seen.items() if int(fields[1]) in family}
     return {(other, int(seen[other][19])) for other in family if other in seen}
+
+
+def _mark_of(pid: int) -> str:
+    """What the names of an engine's cgroups and folders begin with: its namespace and number."""
+    namespace = os.readlink("/proc/self/ns/pid").strip("pid:[]")
+    return f"mlbench-exec-{namespace}-{pid}-"
 
 
 def _in_cgroup(name: str) -> set[int]:
