@@ -115,7 +115,7 @@ class DockerBackend:
 
     async def __aenter__(self) -> Self:
         self._profile = await anyio.to_thread.run_sync(_profile_text)
-        self._label = await anyio.to_thread.run_sync(_read_own_files)
+        self._label = await anyio.to_thread.run_sync(_own_label)
         try:
             self._docker = aiodocker.Docker()
         except (ValueError, OSError, aiodocker.DockerError) as error:
@@ -398,11 +398,7 @@ def _translated(doing: str) -> Any:
         raise SandboxFailed(f"Docker failed while {doing}: {error}") from error
 
 
-def _read_own_files() -> str:
-    """This engine's label; and fill the caches of what else is read from files."""
-    wire.agent_bundle()
-    for machine in seccomp.MACHINES:
-        seccomp.snippet_filter(machine)
+def _own_label() -> str:
     return json.dumps(engine_identity())
 
 

@@ -81,13 +81,11 @@ class LocalBackend:
             await anyio.to_thread.run_sync(self._leave_place)
 
     def _take_place(self) -> None:
-        """This engine's cgroup and folder; and fill the caches of what is read from files."""
+        """This engine's cgroup and folder."""
         _remove_leftovers()
         self._cgroups = cgroups.find(identity.local_name())
         self._folder = Path(tempfile.mkdtemp(prefix=identity.local_name() + "-"))
         self._folder.chmod(0o711)
-        wire.agent_bundle()
-        seccomp.snippet_filter(os.uname().machine)
 
     def _leave_place(self) -> None:
         if self._cgroups is not None:
