@@ -37,7 +37,8 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("outputs")
+@click.argument("outputs", required=False)
+@click.option("--gold", is_flag=True, help="Judge the dataset's own answers instead of OUTPUTS.")
 @click.option(
     "--dataset",
     default=HUB_DATASET,
@@ -65,7 +66,7 @@ def main() -> None:
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Run folder. [default: runs/<name of OUTPUTS>]",
+    help="Run folder. [default: runs/<name of OUTPUTS>, runs/gold]",
 )
 @click.option("--only", metavar="GITHUB_ID[/ID],…", help="Judge these rows only.")
 @click.option(
@@ -124,7 +125,8 @@ def main() -> None:
 @click.option("--restart", is_flag=True, help="Forget what the run folder holds.")
 @click.option("--dry-run", "is_dry", is_flag=True, help="Say what would run, and run nothing.")
 def run(
-    outputs: str,
+    outputs: str | None,
+    gold: bool,
     dataset: str,
     split: str,
     environments: Path | None,
@@ -155,6 +157,8 @@ def run(
 
     The same command again continues an unfinished run.
     """
+    if gold == (outputs is not None):
+        raise click.UsageError("give OUTPUTS, or --gold for the dataset's own answers: one of them")
     with _Failures():
         settings = Settings(
             dataset=dataset,
@@ -222,7 +226,9 @@ def parse_only(text: str | None) -> tuple[tuple[int, int | None], ...]:
     return tuple(chosen)
 
 
-def default_name(outputs: str) -> str:
+def default_name(outputs: str | None) -> str:
+    if outputs is None:
+        return "gold"
     return "stdin" if outputs == STDIN else Path(outputs).stem
 
 

@@ -8,7 +8,7 @@ import queue
 import stat
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -34,7 +34,7 @@ from mlbench_exec.journal import (
     versions,
 )
 from mlbench_exec.report import Progress, render_header, write_results, write_summary
-from mlbench_exec.samples import Key
+from mlbench_exec.samples import Key, Sample
 from mlbench_exec.sandbox import Backend
 from mlbench_exec.schedule import plan
 from mlbench_exec.scores import Summary, Tally, summarize
@@ -43,6 +43,8 @@ from mlbench_exec.submissions import (
     STDIN,
     Rejected,
     Submission,
+    as_submissions,
+    gold_submissions,
     output_hash,
     read_submissions,
     screen,
@@ -50,6 +52,7 @@ from mlbench_exec.submissions import (
 from mlbench_exec.verdicts import PASSING, Unjudged, Verdict
 
 LOG = "log.jsonl"
+GOLD = "the dataset's own answers"
 GIB = 1 << 30
 
 
@@ -64,10 +67,21 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
             github_id == key[0] and row_id in {None, key[1]} for github_id, row_id in self.only
         )
 
-    async def read(self, outputs: str) -> AsyncGenerator[Submission | Rejected, None]:
-        """The selected rows of a file or pipe; nothing is read beyond the last of them."""
+    async def read(
+        self, outputs: str | None, samples: Mapping[Key, Sample]
+    ) -> AsyncGenerator[Submission | Rejected, None]:
+        """The selected rows of a file or pipe; nothing is read beyond the last of them.
+
+        None stands for the answers that the dataset's `samples` have themselves.
+        """
         taken = 0
-        async with _closing(read_submissions(outputs)) as rows:
+        source: AsyncIterator[Submission | Rejected]
+        if outputs is None:
+            wanted = {key: sample for key, sample in samples.items() if self.wants(key)}
+            source = as_submissions(gold_submissions(wanted))
+        else:
+            source = read_submissions(outputs)
+        async with _closing(source) as rows:
             async for row in rows:
                 if isinstance(row, Rejected):
                     yield row
@@ -87,11 +101,14 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Evaluation:
-    """Judges one file of outputs into one folder. `backend` replaces the one that settings name."""
+    """Judges one file of outputs into one folder; no file: the dataset's own answers.
+
+    `backend` replaces the one that settings name.
+    """
 
     def __init__(
         self,
-        outputs: str,
+        outputs: str | None,
         folder: Path,
         settings: Settings,
         *,
@@ -107,7 +124,7 @@ class Evaluation:
         self._restart = restart
         self._stderr = stderr or sys.stderr
         self._backend = backend
-        self._is_file = False  # so it can be read twice; a pipe can't
+        self._can_reread = False  # a file can be read twice, and the dataset; a pipe can't
         self._hashes: dict[Key, dict[int, str]] = {}
         self._judged: dict[Key, dict[int, bool]] = {}
         self._total: int | None = None
@@ -121,7 +138,7 @@ class Evaluation:
         Raises `InputError`, `RunFolderError` and `BackendUnavailable`.
         """
         started = time.monotonic()
-        self._is_file = await anyio.to_thread.run_sync(is_readable_file, self.outputs)
+        self._can_reread = await anyio.to_thread.run_sync(can_reread, self.outputs)
         async with Engine(
             self.settings, run_name=str(self.folder), backend=self._backend
         ) as engine:
@@ -153,13 +170,14 @@ class Evaluation:
             tally.add(recorded, empty=recorded.output_hash == empty)
 
     async def _refuse_changed(self, engine: Engine) -> None:
-        """A first pass over a file: count it, and name outputs that differ from judged ones."""
+        """A first pass where one is free: count, and name outputs that differ from judged ones."""
         self._done = sum(len(row) for row in self._judged.values())
-        if not self._is_file:
+        if not self._can_reread:
             return
         total = done = found = 0
         changed: list[str] = []
-        async with aclosing(screen(self.selection.read(self.outputs), engine.samples)) as rows:
+        selected = self.selection.read(self.outputs, engine.samples)
+        async with aclosing(screen(selected, engine.samples)) as rows:
             async for row in rows:
                 if isinstance(row, Rejected):
                     total += 1
@@ -200,7 +218,7 @@ class Evaluation:
                 )
                 await journal.append_unjudged(bad_row)
                 tally.add_unjudged(bad_row)
-            stream = engine.stream(self._source(tally), judged=self._judged)
+            stream = engine.stream(self._source(engine), judged=self._judged)
             async for outcome in stream:
                 if isinstance(outcome, Verdict):
                     await journal.append(outcome)
@@ -218,9 +236,9 @@ class Evaluation:
                 tally.declare(key, outputs)
         return unjudged
 
-    async def _source(self, tally: Tally) -> AsyncIterator[Submission | Rejected]:
+    async def _source(self, engine: Engine) -> AsyncIterator[Submission | Rejected]:
         """The selected rows; from stdin, changed ones are found only as they arrive."""
-        async with aclosing(self.selection.read(self.outputs)) as rows:
+        async with aclosing(self.selection.read(self.outputs, engine.samples)) as rows:
             async for row in rows:
                 if isinstance(row, Submission) and (changed := self._changes(row)):
                     raise _changed_outputs(self.folder, changed)
@@ -245,7 +263,8 @@ class Evaluation:
             created_at=now(),
             inputs=(
                 InputFile(
-                    path=self.outputs, sha256=_file_hash(self.outputs) if self._is_file else None
+                    path=self.outputs or GOLD,
+                    sha256=_file_hash(self.outputs) if self.outputs and self._can_reread else None,
                 ),
             ),
             dataset=DatasetFacts(
@@ -260,7 +279,7 @@ class Evaluation:
 
     def _show_header(self, engine: Engine) -> None:
         facts = {
-            "outputs": self.outputs,
+            "outputs": self.outputs or GOLD,
             "dataset": _dataset_words(engine),
             **_backend_facts(engine),
         }
@@ -270,7 +289,7 @@ class Evaluation:
             facts["continues"] = f"{done} outputs are judged already"
         if self._absent:
             facts["beside them"] = (
-                f"{self._absent} judged rows that are not in {self.outputs} any more: "
+                f"{self._absent} judged rows that are not in {self.outputs or GOLD} any more: "
                 "they still count; --restart forgets them"
             )
         Console(file=self._stderr, width=None if self._stderr.isatty() else 120).print(
@@ -295,17 +314,17 @@ class DryRun(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def dry_run(
-    outputs: str, settings: Settings, selection: Selection, *, backend: Backend | None = None
+    outputs: str | None, settings: Settings, selection: Selection, *, backend: Backend | None = None
 ) -> DryRun:
     """What would be executed where, and what the checks before it decide."""
     counts: dict[int, int] = {}
     static = 0
-    await anyio.to_thread.run_sync(is_readable_file, outputs)
+    await anyio.to_thread.run_sync(can_reread, outputs)
     async with Engine(settings, backend=backend) as engine:
         bad_rows = engine.dataset.rejected if engine.dataset else ()
         unusable = [f"{row.place}: {row.reason}" for row in bad_rows]
         screened = screen(
-            selection.read(outputs),
+            selection.read(outputs, engine.samples),
             engine.samples,
             split=settings.split,
             bad_rows=engine.bad_rows,
@@ -459,11 +478,13 @@ def _changed_outputs(folder: Path, changed: list[str]) -> RunFolderError:
     )
 
 
-def is_readable_file(outputs: str) -> bool:
-    """Whether OUTPUTS is a regular file: a pipe, such as stdin, gives its rows only once.
+def can_reread(outputs: str | None) -> bool:
+    """Whether OUTPUTS is no pipe, such as stdin: that gives its rows only once.
 
     Raises `InputError` where it can't be read, before anything is started or written for it.
     """
+    if outputs is None:
+        return True
     if outputs == STDIN:
         return False
     try:

@@ -352,6 +352,17 @@ async def as_submissions(
                 yield _from_item(item, number)
 
 
+def gold_submissions(samples: Mapping[Key, Sample]) -> Iterator[Submission | Rejected]:
+    """The dataset's own answers, as if a model had given one for each row."""
+    for (github_id, row_id), sample in samples.items():
+        place = f"the dataset's row {github_id}/{row_id}"
+        if sample.gold:
+            yield Submission(github_id=github_id, id=row_id, outputs=(sample.gold,), place=place)
+        else:
+            reason = "it has no answer of its own: its `output` column is missing or empty"
+            yield Rejected(place=place, reason=reason, github_id=github_id, id=row_id)
+
+
 async def screen(
     items: AsyncIterable[Submission | Rejected],
     samples: Mapping[Key, Sample],
