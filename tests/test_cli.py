@@ -13,8 +13,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 import mlbench_exec.engine
-from mlbench_exec.cli import default_name, exit_code, main, parse_only, with_limits
+from mlbench_exec.cli import default_name, main, parse_only
+from mlbench_exec.command import exit_code
 from mlbench_exec.errors import InputError
+from mlbench_exec.options import with_limits
 from mlbench_exec.run import Outcome
 from mlbench_exec.sandbox import GIB, Job, Limits, Observation
 from mlbench_exec.scores import Tally, summarize

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mlbench_exec.dataset import load_dataset
+from mlbench_exec.dataset import load_dataset, read_rows
 from mlbench_exec.errors import InputError
 
 
@@ -126,7 +126,7 @@ def test_a_jsonl_file_needs_no_extra(tmp_path: Path) -> None:
     """Reading JSONL imports neither datasets nor pyarrow."""
     source = write(tmp_path / "d.jsonl", row())
     program = (
-        "import sys; from mlbench_exec.dataset import load_dataset; "
+        "import sys; from mlbench_exec.dataset import load_dataset, read_rows; "
         f"load_dataset({source!r}); "
         "assert not {'datasets', 'pyarrow', 'huggingface_hub', 'hf_xet'} & set(sys.modules)"
     )
@@ -167,6 +167,14 @@ def test_a_saved_folder_holds_one_split_or_many(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="not a folder made by save_to_disk"):
         load_dataset(str(tmp_path / "empty"))
+
+
+def test_rows_keep_all_their_columns(tmp_path: Path) -> None:
+    """Rows are given as they stand, without those that could not be judged against."""
+    rows = [row(1, 2), {"id": 3}, row(1, 2), row(1, 1)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    assert list(read_rows(str(path))) == [rows[0], rows[3]]
 
 
 def test_the_test_split_is_read_whole() -> None:

@@ -3,7 +3,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -191,6 +191,37 @@ async def test_a_run_leaves_its_folder(place: Place) -> None:
     assert "fake (given)" in shown
     assert str(place.run) in shown
     assert "20/20" in shown
+
+
+@pytest.mark.asyncio
+async def test_a_stream_is_judged_like_a_file(place: Place) -> None:
+    """Submissions given as a stream fill a run folder; another stream continues it, and only so."""
+    stderr = io.StringIO()
+
+    def evaluation(*lines: Line) -> Evaluation:
+        async def source() -> AsyncIterator[object]:
+            for one in lines:
+                yield one
+
+        return Evaluation(
+            "a model",
+            place.run,
+            place.settings(),
+            stderr=stderr,
+            backend=FakeBackend(play),
+            source=source(),
+            total=20,
+            beside=lambda: "answered 4/4",
+        )
+
+    await evaluation(*PLAIN[:2]).run()
+    outcome = await evaluation(*PLAIN).run()
+    assert (outcome.usable, outcome.unjudged) == (4, 0)
+    assert len(place.verdicts()) == 20
+    assert place.json("manifest.json")["inputs"] == [{"path": "a model", "sha256": None}]
+    assert "answered 4/4 | judged 20/20" in stderr.getvalue()
+    with pytest.raises(RunFolderError, match="verdicts on other outputs"):
+        await evaluation(line(1, "others")).run()
 
 
 @pytest.mark.asyncio

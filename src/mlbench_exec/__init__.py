@@ -5,6 +5,8 @@ async with Engine(Settings(dataset="rows.jsonl")) as engine:
         ...
 """
 
+from mlbench_exec import command, options
+from mlbench_exec.dataset import read_rows
 from mlbench_exec.engine import Engine, Snippet, UnjudgedError, VerdictStream
 from mlbench_exec.environments import Environment, Environments, Mount, load_environments
 from mlbench_exec.errors import (
@@ -15,6 +17,7 @@ from mlbench_exec.errors import (
     RunFolderError,
     SandboxFailed,
 )
+from mlbench_exec.run import Evaluation
 from mlbench_exec.samples import Sample
 from mlbench_exec.sandbox import Limits, Observation
 from mlbench_exec.settings import Settings
@@ -29,6 +32,7 @@ __all__ = [
     "Environment",
     "EnvironmentUnusable",
     "Environments",
+    "Evaluation",
     "InputError",
     "Limits",
     "MLBenchExecError",
@@ -45,6 +49,9 @@ __all__ = [
     "UnjudgedError",
     "Verdict",
     "VerdictStream",
+    "command",
     "load_environments",
+    "options",
+    "read_rows",
     "read_submissions",
 ]

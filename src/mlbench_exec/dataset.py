@@ -77,6 +77,19 @@ def load_dataset(source: str = HUB_DATASET, split: str = DEFAULT_SPLIT) -> Datas
     )
 
 
+def read_rows(source: str = HUB_DATASET, split: str = DEFAULT_SPLIT) -> Iterator[Mapping[str, Any]]:
+    """The rows of a split with all their columns, in the dataset's order. Blocks while it reads.
+
+    Rows that `load_dataset` could not use are left out. Raises `InputError` as `load_dataset` does.
+    """
+    seen: set[Key] = set()
+    for place, row in _rows(source, split):
+        sample = _sample(row, place)
+        if isinstance(sample, Sample) and isinstance(row, Mapping) and sample.key not in seen:
+            seen.add(sample.key)
+            yield row
+
+
 def _sample(row: object, place: str) -> Sample | RejectedRow:
     if isinstance(row, ValueError):
         return _rejected(place, str(row), None)

@@ -8,7 +8,14 @@ import queue
 import stat
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Mapping,
+)
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -68,9 +75,9 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     async def read(
-        self, outputs: str | None, samples: Mapping[Key, Sample]
+        self, outputs: str | AsyncIterable[object] | None, samples: Mapping[Key, Sample]
     ) -> AsyncGenerator[Submission | Rejected, None]:
-        """The selected rows of a file or pipe; nothing is read beyond the last of them.
+        """The selected rows of a file, pipe or stream; nothing is read beyond the last of them.
 
         None stands for the answers that the dataset's `samples` have themselves.
         """
@@ -79,8 +86,10 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
         if outputs is None:
             wanted = {key: sample for key, sample in samples.items() if self.wants(key)}
             source = as_submissions(gold_submissions(wanted))
-        else:
+        elif isinstance(outputs, str):
             source = read_submissions(outputs)
+        else:
+            source = as_submissions(outputs)
         async with _closing(source) as rows:
             async for row in rows:
                 if isinstance(row, Rejected):
@@ -104,6 +113,11 @@ class Evaluation:
     """Judges one file of outputs into one folder; no file: the dataset's own answers.
 
     `backend` replaces the one that settings name.
+
+    `source` replaces the file, of which `outputs` is then only the name: submissions as
+    `Engine.stream` takes them, each key in the same form as before where a run is continued.
+    `total` is how many outputs they hold, where that is known. `beside` gives words for the
+    progress line about what stands before this run.
     """
 
     def __init__(
@@ -116,6 +130,9 @@ class Evaluation:
         restart: bool = False,
         stderr: TextIO | None = None,
         backend: Backend | None = None,
+        source: AsyncIterable[object] | None = None,
+        total: int | None = None,
+        beside: Callable[[], str] | None = None,
     ) -> None:
         self.outputs = outputs
         self.folder = folder
@@ -127,7 +144,9 @@ class Evaluation:
         self._can_reread = False  # a file can be read twice, and the dataset; a pipe can't
         self._hashes: dict[Key, dict[int, str]] = {}
         self._judged: dict[Key, dict[int, bool]] = {}
-        self._total: int | None = None
+        self._given = source
+        self._beside = beside
+        self._total: int | None = total
         self._done = 0
         self._absent = 0  # rows that were judged, and are not in OUTPUTS any more
         self._usable = 0
@@ -138,7 +157,8 @@ class Evaluation:
         Raises `InputError`, `RunFolderError` and `BackendUnavailable`.
         """
         started = time.monotonic()
-        self._can_reread = await anyio.to_thread.run_sync(can_reread, self.outputs)
+        if self._given is None:
+            self._can_reread = await anyio.to_thread.run_sync(can_reread, self.outputs)
         async with Engine(
             self.settings, run_name=str(self.folder), backend=self._backend
         ) as engine:
@@ -204,7 +224,7 @@ class Evaluation:
 
     async def _judge(self, engine: Engine, journal: Journal, tally: Tally) -> int:
         unjudged = 0
-        progress = Progress(self._stderr, total=self._total)
+        progress = Progress(self._stderr, total=self._total, beside=self._beside)
         progress.resumed(self._done)
         async with _in_background(progress.show):
             for rejected in engine.dataset.rejected if engine.dataset else ():
@@ -238,7 +258,8 @@ class Evaluation:
 
     async def _source(self, engine: Engine) -> AsyncIterator[Submission | Rejected]:
         """The selected rows; from stdin, changed ones are found only as they arrive."""
-        async with aclosing(self.selection.read(self.outputs, engine.samples)) as rows:
+        given = self._given or self.outputs
+        async with aclosing(self.selection.read(given, engine.samples)) as rows:
             async for row in rows:
                 if isinstance(row, Submission) and (changed := self._changes(row)):
                     raise _changed_outputs(self.folder, changed)

@@ -31,7 +31,8 @@ LABELS: Mapping[Status, str] = {
 class Progress:
     """One line about a run under way: rewritten in place on a terminal, else now and then.
 
-    `total` and `sandboxes` may be set at any time; None says that a number isn't known.
+    `total` and `sandboxes` may be set at any time; None says that a number isn't known. `beside`
+    gives words about what else is under way; they lead the line.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Progress:
         live: bool | None = None,
         width: int = 100,
         clock: Callable[[], float] = time.monotonic,
+        beside: Callable[[], str] | None = None,
     ) -> None:
         self.total = total
         self.sandboxes: tuple[int, int] | None = None  # in use, of how many
@@ -49,6 +51,7 @@ class Progress:
         self._live = stream.isatty() if live is None else live
         self._width = width
         self._clock = clock
+        self._beside = beside
         self._statuses: Counter[Status] = Counter()
         self._unjudged = 0
         self._earlier = 0
@@ -89,7 +92,8 @@ class Progress:
             parts.append(f"unjudged {self._unjudged}")
         if self.sandboxes is not None:
             parts.append("sandboxes {}/{}".format(*self.sandboxes))
-        return "  ".join(parts)
+        line = "  ".join(parts)
+        return f"{self._beside()} | judged {line}" if self._beside else line
 
     async def show(self) -> None:
         """Show the line until cancelled, and its last state then."""
