@@ -30,7 +30,7 @@ ENVIRONMENTS = """
 github_ids = [1]
 workdir = "{workdir}"
 """
-START_WITHIN_S = 20.0
+START_WITHIN_S = 60.0
 END_WITHIN_S = 5.0
 
 

@@ -1,17 +1,20 @@
 """Environments: the catalogue, and a user's file laid over it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlbench_exec.environments import (
+    OFFLINE,
     Environment,
     Environments,
     Mount,
     load_catalogue,
     load_environments,
+    offline,
 )
 from mlbench_exec.errors import InputError
 
@@ -261,3 +264,34 @@ def test_no_file_raises_anything_but_input_error(
     file.write_bytes(content)
     with pytest.raises(InputError):
         load_environments(file)
+
+
+@pytest.mark.parametrize(
+    ("environment", "mounts", "is_told"),
+    [
+        ({"env": {"HF_HOME": "/weights/hf"}}, [], True),
+        ({"env": {"TRANSFORMERS_CACHE": "/weights"}}, [], True),
+        ({"mounts": (Mount(source="/a", target="/home/mlbench/.cache/huggingface"),)}, [], True),
+        ({}, [Mount(source="/a", target="/root/.cache/huggingface/hub")], True),
+        ({"env": {"HF_HOME": ""}}, [Mount(source="/a", target="/huggingface")], False),
+        ({"mounts": (Mount(source="/a", target="/deep_data"),)}, [], False),
+    ],
+)
+def test_a_cache_of_hugging_faces_makes_its_libraries_stay_offline(
+    environment: dict[str, Any], mounts: list[Mount], is_told: bool
+) -> None:
+    """Where a variable or mount gives one, and only there."""
+    before = Environment(name="e", github_ids=(1,), repo="r", workdir="/w", **environment)
+    after = offline(before, mounts)
+    assert {name: value for name, value in after.env.items() if name.endswith("OFFLINE")} == (
+        OFFLINE if is_told else {}
+    )
+    assert before.env.items() <= after.env.items()
+    assert offline(after, mounts) == after
+
+
+def test_ones_own_word_on_being_offline_goes_before() -> None:
+    """A user who has set one of the variables keeps it."""
+    env = {"HF_HOME": "/hf", "HF_HUB_OFFLINE": "0"}
+    before = Environment(name="e", github_ids=(1,), repo="r", workdir="/w", env=env)
+    assert offline(before).env["HF_HUB_OFFLINE"] == "0"

@@ -78,17 +78,19 @@ def names_in(folder: Path) -> set[str]:
 
 
 async def recorded(folder: Path, **options: Any) -> list[Recorded]:
-    async with Journal(folder, manifest(), **options) as journal:
-        return journal.take_recorded()
+    found: list[Recorded] = []
+    async with Journal(folder, manifest(), known=found.append, **options):
+        return found
 
 
 @pytest.mark.asyncio
 async def test_a_run_continues_where_it_was_left(tmp_path: Path) -> None:
-    """What one run has judged the next one knows, without the texts of programs."""
+    """What one run has judged the next one is told, without what it has no use for."""
     folder = tmp_path / "runs" / "one"
     await write(folder, verdict(1, stdout="x" * 1000, error="KeyError"), verdict(1, 1, "passed"))
-    async with Journal(folder, manifest()) as journal:
-        first, second = journal.take_recorded()
+    found: list[Recorded] = []
+    async with Journal(folder, manifest(), known=found.append) as journal:
+        first, second = found
         assert (first.key, first.index, first.status, first.output_hash) == (
             (9, 1),
             0,
@@ -97,7 +99,6 @@ async def test_a_run_continues_where_it_was_left(tmp_path: Path) -> None:
         )
         assert (second.index, second.status) == (1, "passed")
         assert not hasattr(first, "stdout")
-        assert journal.take_recorded() == []
         assert repr(journal) == f"<Journal {str(folder)!r} verdicts=2>"
         await journal.append(verdict(2))
     lines = (folder / "verdicts.jsonl").read_text().splitlines()
@@ -153,8 +154,9 @@ async def test_a_last_line_torn_anywhere_is_dropped(tmp_path: Path) -> None:
     first = content.index(b"\n") + 1
     for size in range(first, len(content)):
         path.write_bytes(content[:size])
-        async with Journal(tmp_path, manifest()) as journal:
-            assert [one.id for one in journal.take_recorded()] == [1]
+        found: list[Recorded] = []
+        async with Journal(tmp_path, manifest(), known=found.append) as journal:
+            assert [one.id for one in found] == [1]
             assert path.read_bytes() == content[:first]
             if size % 50 == 0:
                 await journal.append(verdict(3))
@@ -213,8 +215,9 @@ async def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     assert "dataset: was d.jsonl full dd, now d.jsonl full ee" in message
     assert "cpus" not in message
     assert "--restart" in message
-    async with Journal(tmp_path, manifest(settings={"concurrency": 64})) as journal:
-        assert len(journal.take_recorded()) == 1
+    found: list[Recorded] = []
+    async with Journal(tmp_path, manifest(settings={"concurrency": 64}), known=found.append):
+        assert len(found) == 1
 
 
 @pytest.mark.asyncio
@@ -254,8 +257,9 @@ async def test_restart_removes_the_old_run_and_nothing_else(tmp_path: Path) -> N
     for name in ("summary.json", "report.html", "notes.txt"):
         (tmp_path / name).write_text("x")
     changed = manifest(verdict_settings={"clock": "wall"})
-    async with Journal(tmp_path, changed, restart=True) as journal:
-        assert journal.take_recorded() == []
+    found: list[Recorded] = []
+    async with Journal(tmp_path, changed, restart=True, known=found.append):
+        assert found == []
     assert names_in(tmp_path) == RUN | {"notes.txt"}
 
 
@@ -373,8 +377,9 @@ async def test_cancelling_frees_the_folder_and_leaves_whole_lines(tmp_path: Path
     """Wherever a run is cancelled, natively or by a scope, its folder can be continued."""
 
     async def run() -> None:
-        async with Journal(tmp_path, manifest()) as journal:
-            number = len(journal.take_recorded())
+        found: list[Recorded] = []
+        async with Journal(tmp_path, manifest(), known=found.append) as journal:
+            number = len(found)
             while True:
                 await journal.append(verdict(number))
                 number += 1

@@ -1,7 +1,6 @@
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import anyio
 import pytest
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
 from mlbench_exec.errors import RunFolderError
+from mlbench_exec.failures import Failure
 from mlbench_exec.report import (
     Progress,
     plain,
@@ -29,6 +29,9 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now_s
+
+
+MEAN = Failure(kind="network", error="[bold]Evil\x1b[2J\u202eError", detail="\x9b31m\x1b]0;x\x07")
 
 
 def tally() -> Tally:
@@ -53,6 +56,7 @@ def tally() -> Tally:
                     error="[bold]Evil\x1b[2J\u202eError" if status == "failed" else None,
                 ),
                 empty=status == "passed",
+                failure=MEAN if status == "failed" else None,
             )
     counted.add_unjudged(
         Unjudged(reason="no [red]image\x07", kind="environment", github_id=2, id=7, index=1)
@@ -60,9 +64,9 @@ def tally() -> Tally:
     return counted
 
 
-def summary(**options: Any) -> Summary:
+def summary() -> Summary:
     names = {9: "External-Attention-pytorch", 2: "bert[/]\x1b]0;title\x07"}
-    return summarize(tally(), split_rows={9: 24, 2: 22}, names=names, **options)
+    return summarize(tally(), split_rows={9: 24, 2: 22}, names=names)
 
 
 def shown(renderable: RenderableType, width: int = 160) -> str:
@@ -112,7 +116,7 @@ def test_a_file_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
 
 def test_the_summary_tells_what_a_person_wants_to_know() -> None:
     """Totals, coverage, repositories, statuses, errors, reasons and next steps are there."""
-    text = shown(render_summary(summary(wall_s=65.0)))
+    text = shown(render_summary(summary()))
     for part in (
         "33.33 %",
         "3 of the split's 46 rows submitted (6.52 %)",
@@ -121,6 +125,7 @@ def test_the_summary_tells_what_a_person_wants_to_know() -> None:
         "1 empty answer passed",
         "correct the environments file",
         "0 outputs executed",
+        "6 outputs failed for want of a network",
     ):
         assert part in " ".join(text.split()), part
     assert "skipped" not in text
@@ -140,6 +145,7 @@ def test_what_programs_name_can_not_speak_to_the_terminal() -> None:
     text = shown(render_summary(summary()))
     assert not set(text) & set("\x1b\x07\u202e")
     assert "[bold]Evil\\x1b[2J\\u202eError" in text
+    assert "\\x9b31m\\x1b]0;x\\x07" in text
     assert "bert[/]\\x1b]0;title\\x07" in text
     assert "no [red]image\\x07" in text
     header = shown(render_header({"backend": "local", "why": "[b]no\x1b[31m docker"}))

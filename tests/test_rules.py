@@ -281,9 +281,9 @@ def test_any_text_is_read_without_failing(text: str) -> None:
 )
 def test_a_hostile_megabyte_takes_linear_time(text: str) -> None:
     """No text makes the reading take more than a moment a megabyte."""
-    started = time.perf_counter()
+    started = time.process_time()
     error(text)
-    assert time.perf_counter() - started < 3
+    assert time.process_time() - started < 3
 
 
 # ML-Bench's own data

@@ -313,7 +313,6 @@ def test_timings_are_sums_over_what_was_executed() -> None:
     assert (timings.executed, timings.wall_s, timings.executed_per_s) == (2, 10.0, 0.2)
     assert (timings.snippet_wall_s, timings.counted_s, timings.cpu_s) == (4.0, 3.0, 2.0)
     assert (timings.warm, timings.retried, timings.contended) == (2, 1, 1)
-    assert summarize(tally, wall_s=4.0).timings.executed_per_s == 0.5
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from mlbench_exec import rules, schedule
 from mlbench_exec.backends.docker import DockerBackend
 from mlbench_exec.backends.local import LocalBackend
 from mlbench_exec.dataset import Dataset, load_dataset
-from mlbench_exec.environments import Environment, Environments, load_environments
+from mlbench_exec.environments import Environment, Environments, load_environments, offline
 from mlbench_exec.errors import (
     BackendUnavailable,
     EnvironmentUnusable,
@@ -233,6 +233,10 @@ class Engine:
         if self._environments is None:
             self._environments = await anyio.to_thread.run_sync(
                 load_environments, settings.environments_file
+            )
+        if settings.network == "none":
+            self._environments = Environments(
+                tuple(offline(one, settings.mounts) for one in self._environments)
             )
         if self._samples is None:
             self.dataset = await anyio.to_thread.run_sync(

@@ -1,6 +1,7 @@
 """Environments: where each repository's snippets run. Built-in catalogue plus a user's TOML."""
 
 import difflib
+import itertools
 import math
 import os.path
 import re
@@ -16,6 +17,16 @@ from mlbench_exec.errors import InputError
 from mlbench_exec.samples import Language
 
 _DEFAULT_TIME_LIMIT_S: Mapping[Language, float] = {"python": 10.0, "bash": 10.0}
+# Where Hugging Face's libraries keep what they have downloaded, and how they are told to use it.
+CACHE_VARIABLES = (
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HUGGINGFACE_HUB_CACHE",
+    "TRANSFORMERS_CACHE",
+    "HF_DATASETS_CACHE",
+)
+CACHE_PLACE = (".cache", "huggingface")
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -57,6 +68,22 @@ class Environments(msgspec.Struct, frozen=True):
 
     def __len__(self) -> int:
         return len(self.all)
+
+
+def offline(environment: Environment, mounts: Iterable[Mount] = ()) -> Environment:
+    """The environment where there is no network: with a cache of Hugging Face's, its libraries
+    are told to use that and not to ask the Hub first.
+
+    It has a cache where a variable of its names one, or where it or the run mounts something at
+    or below a `.cache/huggingface`. Its own variables go before.
+    """
+    has_cache = any(environment.env.get(name) for name in CACHE_VARIABLES) or any(
+        CACHE_PLACE in itertools.pairwise(PurePosixPath(mount.target).parts)
+        for mount in (*environment.mounts, *mounts)
+    )
+    if not has_cache:
+        return environment
+    return msgspec.structs.replace(environment, env={**OFFLINE, **environment.env})
 
 
 def load_catalogue() -> dict[str, Environment]:

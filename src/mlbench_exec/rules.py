@@ -1,11 +1,8 @@
 """Rules: ML-Bench's static checks, and the verdict that an observation deserves."""
 
-import re
-from collections import deque
-from collections.abc import Iterator
-
 import msgspec
 
+from mlbench_exec import failures
 from mlbench_exec.samples import Language, Sample
 from mlbench_exec.sandbox import Observation
 from mlbench_exec.verdicts import PASSING, Status, Verdict
@@ -21,14 +18,6 @@ __all__ = [
     "static_verdict",
     "status_of",
 ]
-
-_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-_NAME_CHARS = 200  # a longer one is no exception's name
-_EXCEPTION = re.compile(r"((?:[^\W\d]\w*|<locals>)(?:\.(?:[^\W\d]\w*|<locals>))*)(?::|$)")
-_TRACEBACK = "Traceback (most recent call last):"
-_GROUP = "+ Exception Group " + _TRACEBACK
-_GROUP_MARGIN = "  | "
-_IGNORED = "Exception ignored "  # what a destructor raised: never why a program failed
 
 
 class StaticCheck(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,8 +76,7 @@ def error_of(observation: Observation) -> str | None:
     """
     if observation.exit_code == 0 or observation.limit == "time":
         return None
-    last = deque(_failures(observation.stderr), maxlen=1)
-    return last[0] if last else None
+    return failures.last_error(observation.stderr)
 
 
 def static_verdict(sample: Sample, index: int, code_hash: str, checks: StaticCheck) -> Verdict:
@@ -163,64 +151,3 @@ def _unexecuted(
         type_ok=checks.type_ok,
         output_hash=code_hash,
     )
-
-
-def _failures(stderr: str) -> Iterator[str]:
-    """Every failure that the text names, in its order.
-
-    A traceback is its header (or, for a syntax error, a `File` line), indented lines, and the
-    first line that isn't indented: the exception. Anything else there means that the traceback
-    was cut or interleaved, and names nothing.
-    """
-    inside = in_group = ignored = False
-    for line in _lines(stderr):
-        if line.startswith(_IGNORED):
-            inside, ignored = False, True
-        elif line.endswith(_TRACEBACK):  # at the end only: a progress bar may stand before it
-            inside, in_group = True, line.endswith(_GROUP)
-        elif line.startswith('  File "'):
-            if not inside:
-                inside, in_group = True, False
-        elif not inside:
-            if failure := _shell_failure(line):
-                yield failure
-        elif in_group and not line.startswith(_GROUP_MARGIN):
-            inside = False
-        else:
-            text = line.removeprefix(_GROUP_MARGIN) if in_group else line
-            if text.startswith(" "):
-                continue
-            found = _EXCEPTION.match(text[:_NAME_CHARS])
-            if found and not ignored:
-                yield found[1]
-            elif not found and not in_group and (failure := _shell_failure(text)):
-                yield failure
-            inside = ignored = False
-
-
-def _lines(text: str) -> Iterator[str]:
-    """The lines without colours, one at a time, with their indentation."""
-    start = 0
-    while start < len(text):
-        end = text.find("\n", start)
-        end = len(text) if end < 0 else end
-        line = text[start:end]
-        yield (_ANSI.sub("", line) if "\x1b" in line else line).rstrip()
-        start = end + 1
-
-
-def _shell_failure(line: str) -> str | None:
-    """What a shell, a usual command or the interpreter says when it can't start something."""
-    if line.startswith(" "):
-        return None
-    if ": can't open file " in line:
-        return "PermissionDenied" if "[Errno 13]" in line else "NoSuchFile"
-    if line.endswith(": command not found"):
-        return "CommandNotFound"
-    if line.endswith(": not found") and "sh: " in line[:_NAME_CHARS]:  # dash
-        return "CommandNotFound"
-    if line.endswith(": No such file or directory"):
-        return "NoSuchFile"
-    if line.endswith(": Permission denied"):
-        return "PermissionDenied"
-    return None

@@ -7,7 +7,6 @@ import os
 import queue
 import stat
 import sys
-import time
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -30,11 +29,13 @@ from mlbench_exec.dataset import Dataset
 from mlbench_exec.engine import Engine
 from mlbench_exec.environments import Environment
 from mlbench_exec.errors import EnvironmentUnusable, InputError, RunFolderError
+from mlbench_exec.failures import classify
 from mlbench_exec.journal import (
     DatasetFacts,
     InputFile,
     Journal,
     Manifest,
+    Recorded,
     RepoFacts,
     host,
     now,
@@ -61,6 +62,7 @@ from mlbench_exec.verdicts import PASSING, Unjudged, Verdict
 LOG = "log.jsonl"
 GOLD = "the dataset's own answers"
 GIB = 1 << 30
+EMPTY_HASH = output_hash("")
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,7 +158,6 @@ class Evaluation:
 
         Raises `InputError`, `RunFolderError` and `BackendUnavailable`.
         """
-        started = time.monotonic()
         if self._given is None:
             self._can_reread = await anyio.to_thread.run_sync(can_reread, self.outputs)
         async with Engine(
@@ -164,30 +165,30 @@ class Evaluation:
         ) as engine:
             assert engine.dataset is not None
             manifest = await anyio.to_thread.run_sync(self._manifest, engine, engine.dataset)
-            async with Journal(self.folder, manifest, restart=self._restart) as journal:
+            tally = Tally(until_pass=self.settings.until_pass)
+            async with Journal(
+                self.folder, manifest, restart=self._restart, known=self._resume(tally)
+            ) as journal:
                 digests = getattr(engine.backend, "digests", None)
                 if digests:
                     await journal.set_images(digests)
-                tally = Tally(until_pass=self.settings.until_pass)
-                self._resume(journal, tally)
                 await self._refuse_changed(engine)
                 self._show_header(engine)
                 async with log_to(self.folder):
                     unjudged = await self._judge(engine, journal, tally)
-                # Of a continued run this is only the last part: the journal knows the rest.
-                wall_s = None if self._judged else time.monotonic() - started
-                summary = await anyio.to_thread.run_sync(
-                    self._score, tally, journal.manifest, wall_s
-                )
+                summary = await anyio.to_thread.run_sync(self._score, tally, journal.manifest)
         return Outcome(summary=summary, unjudged=unjudged, usable=self._usable)
 
-    def _resume(self, journal: Journal, tally: Tally) -> None:
-        empty = output_hash("")
-        for recorded in journal.take_recorded():
+    def _resume(self, tally: Tally) -> Callable[[Recorded], None]:
+        """What takes in each verdict of earlier runs."""
+
+        def take(recorded: Recorded) -> None:
             key, index = recorded.key, recorded.index
             self._hashes.setdefault(key, {})[index] = recorded.output_hash
             self._judged.setdefault(key, {})[index] = recorded.status in PASSING
-            tally.add(recorded, empty=recorded.output_hash == empty)
+            _count(tally, recorded)
+
+        return take
 
     async def _refuse_changed(self, engine: Engine) -> None:
         """A first pass where one is free: count, and name outputs that differ from judged ones."""
@@ -242,7 +243,7 @@ class Evaluation:
             async for outcome in stream:
                 if isinstance(outcome, Verdict):
                     await journal.append(outcome)
-                    tally.add(outcome, empty=outcome.output_hash == output_hash(""))
+                    _count(tally, outcome)
                     progress.judged(outcome.status)
                 else:
                     unjudged += 1
@@ -265,9 +266,9 @@ class Evaluation:
                     raise _changed_outputs(self.folder, changed)
                 yield row
 
-    def _score(self, tally: Tally, manifest: Manifest, wall_s: float | None) -> Summary:
+    def _score(self, tally: Tally, manifest: Manifest) -> Summary:
         facts = manifest.dataset
-        summary = summarize(tally, split_rows=facts.split_rows, names=facts.names, wall_s=wall_s)
+        summary = summarize(tally, split_rows=facts.split_rows, names=facts.names)
         write_results(self.folder, tally)
         write_summary(self.folder, summary)
         return summary
@@ -316,6 +317,14 @@ class Evaluation:
         Console(file=self._stderr, width=None if self._stderr.isatty() else 120).print(
             render_header(facts)
         )
+
+
+def _count(tally: Tally, verdict: Verdict | Recorded) -> None:
+    tally.add(
+        verdict,
+        empty=verdict.output_hash == EMPTY_HASH,
+        failure=classify(verdict),
+    )
 
 
 class Planned(msgspec.Struct, frozen=True, kw_only=True):

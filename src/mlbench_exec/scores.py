@@ -20,12 +20,14 @@ from typing import Protocol, TypeVar, get_args
 
 import msgspec
 
+from mlbench_exec.failures import Failure
 from mlbench_exec.samples import Key
 from mlbench_exec.verdicts import PASSING, Status, Unjudged
 
 __all__ = [
     "Coverage",
     "Estimate",
+    "FailureCount",
     "Judged",
     "RepoScore",
     "RowScore",
@@ -145,10 +147,19 @@ class UnjudgedReason(msgspec.Struct, frozen=True, kw_only=True):
     place: str | None = None  # file and line of the first one, where it came from the input
 
 
+class FailureCount(msgspec.Struct, frozen=True, kw_only=True):
+    """One way to fail in one repository, and how often it was met. See `failures.Failure`."""
+
+    kind: str
+    error: str | None
+    detail: str | None
+    count: int
+
+
 class Timings(msgspec.Struct, frozen=True, kw_only=True):
     """Where the time went. Sums are over executed outputs."""
 
-    wall_s: float | None  # of the run; else from the first start to the last end
+    wall_s: float | None  # from the first start to the last end, as the journal has them
     executed: int
     executed_per_s: float | None
     snippet_wall_s: float
@@ -177,6 +188,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     unjudged: int
     statuses: Mapping[Status, int]
     errors: Mapping[str, int]  # the most frequent first
+    failures: Mapping[str, tuple[FailureCount, ...]]  # by repository, the most frequent first
+    wanted_network: int  # outputs that failed for want of a network
     unjudged_reasons: tuple[UnjudgedReason, ...]
     empty_passed: int  # empty answers that passed, which ML-Bench allows
     timings: Timings
@@ -191,6 +204,9 @@ class Tally:
         self.empty_passed = 0
         self.statuses: Counter[Status] = Counter()
         self.errors: Counter[str] = Counter()
+        self.wanted_network = 0
+        self._failures: dict[int, Counter[Failure]] = {}  # by github_id
+        self._distinct = 0  # failures of all of them
         self._rows: dict[Key, bytearray] = {}
         self._reasons: Counter[tuple[str, str]] = Counter()
         self._places: dict[tuple[str, str], str | None] = {}
@@ -207,8 +223,8 @@ class Tally:
         """Say how many outputs a row has, so that missing verdicts show. More than once is fine."""
         self._row(key, outputs)
 
-    def add(self, verdict: Judged, *, empty: bool = False) -> None:
-        """Count one verdict; `empty` says that its code was.
+    def add(self, verdict: Judged, *, empty: bool = False, failure: Failure | None = None) -> None:
+        """Count one verdict; `empty` says that its code was, `failure` why it failed.
 
         Raises `ValueError` for a second verdict on the same output, and for a senseless index.
         """
@@ -224,6 +240,8 @@ class Tally:
         self.empty_passed += empty and verdict.status in PASSING
         if verdict.error is not None:
             self.errors[_bounded(self.errors, verdict.error, OTHER)] += 1
+        if failure is not None:
+            self._add_failure(verdict.github_id, failure)
         self._clock.add(verdict)
 
     def add_unjudged(self, unjudged: Unjudged) -> None:
@@ -265,9 +283,9 @@ class Tally:
             for (kind, reason), count in self._reasons.most_common()
         )
 
-    def timings(self, wall_s: float | None = None) -> Timings:
-        """Where the time went; `wall_s` is the run's own, if it is known."""
-        return self._clock.timings(wall_s)
+    def timings(self) -> Timings:
+        """Where the time went."""
+        return self._clock.timings()
 
     def _row(self, key: Key, outputs: int) -> bytearray:
         if outputs > OUTPUTS:
@@ -278,6 +296,30 @@ class Tally:
         elif len(row) < outputs:
             row.extend(bytes(outputs - len(row)))
         return row
+
+    def _add_failure(self, github_id: int, failure: Failure) -> None:
+        self.wanted_network += failure.kind == "network"
+        counts = self._failures.setdefault(github_id, Counter())
+        if failure not in counts:
+            if self._distinct < DISTINCT:
+                self._distinct += 1
+            else:
+                failure = Failure(kind=failure.kind, detail=OTHER)
+        counts[failure] += 1
+
+    def failures(self, names: Mapping[int, str]) -> dict[str, tuple[FailureCount, ...]]:
+        """How outputs failed, by their repository's name."""
+        merged: dict[str, Counter[Failure]] = {}
+        for github_id, counts in sorted(self._failures.items()):
+            name = names.get(github_id, f"github_id {github_id}")
+            merged.setdefault(name, Counter()).update(counts)
+        return {
+            name: tuple(
+                FailureCount(kind=one.kind, error=one.error, detail=one.detail, count=count)
+                for one, count in counts.most_common()
+            )
+            for name, counts in merged.items()
+        }
 
     def _outcomes(self) -> Iterator[tuple[Key, bytearray]]:
         return iter(self._rows.items())
@@ -293,7 +335,6 @@ def summarize(
     *,
     split_rows: Mapping[int, int] | None = None,
     names: Mapping[int, str] | None = None,
-    wall_s: float | None = None,
 ) -> Summary:
     """Everything that summary.json holds.
 
@@ -331,9 +372,11 @@ def summarize(
         unjudged=whole.outputs - tally.judged,
         statuses={status: tally.statuses[status] for status in STATUSES},
         errors=dict(tally.errors.most_common()),
+        failures=tally.failures(names or {}),
+        wanted_network=tally.wanted_network,
         unjudged_reasons=tally.reasons(),
         empty_passed=tally.empty_passed,
-        timings=tally.timings(wall_s),
+        timings=tally.timings(),
     )
 
 
@@ -455,9 +498,8 @@ class _Clock:
             self._first = min(self._first, started)
             self._last = max(self._last, started + verdict.wall_s)
 
-    def timings(self, wall_s: float | None) -> Timings:
-        if wall_s is None and self._last > self._first:
-            wall_s = self._last - self._first
+    def timings(self) -> Timings:
+        wall_s = self._last - self._first if self._last > self._first else None
         return Timings(
             wall_s=wall_s,
             executed=self.executed,

@@ -16,6 +16,7 @@ import anyio.to_thread
 import msgspec
 
 from mlbench_exec.errors import RunFolderError
+from mlbench_exec.failures import classify
 from mlbench_exec.journal.files import Lines, explained, read_lines, sync_folder
 from mlbench_exec.journal.manifest import (
     MANIFEST,
@@ -46,7 +47,7 @@ T = TypeVar("T")
 
 
 class Recorded(msgspec.Struct, frozen=True, kw_only=True):
-    """What is kept in memory of a line of verdicts.jsonl: no text of a program."""
+    """What is read of a line of verdicts.jsonl, one at a time: none is kept."""
 
     github_id: int
     id: int
@@ -62,6 +63,10 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int = 0
     contended: bool = False
     started_at: str | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    limit: str | None = None
+    stderr: str = ""
 
     @property
     def key(self) -> Key:
@@ -80,6 +85,8 @@ class Journal:
 
     Entering it raises `RunFolderError` where the folder is in use, damaged, or belongs to a run
     with other verdict settings or another dataset. `restart` removes what an old run left.
+    Entering it calls `known`, in a worker thread, with each verdict of earlier runs in the
+    file's order.
     """
 
     def __init__(
@@ -88,6 +95,7 @@ class Journal:
         manifest: Manifest,
         *,
         restart: bool = False,
+        known: Callable[[Recorded], None] = lambda verdict: None,
         sync_every_s: float = SYNC_EVERY_S,
     ) -> None:
         self.folder = folder
@@ -95,7 +103,7 @@ class Journal:
         self._restart = restart
         self._sync_every_s = sync_every_s
         self._lock: int | None = None
-        self._recorded: list[Recorded] = []
+        self._known = known
         self._has_executed = False
         self._seen = _Seen()
         self._verdicts = Lines(folder / VERDICTS)
@@ -133,11 +141,6 @@ class Journal:
                 await self._in_thread(self._sync_and_close)
         if error_type is None and self._sync_error is not None:
             raise self._sync_error
-
-    def take_recorded(self) -> list[Recorded]:
-        """What earlier runs have judged, in the file's order; handed over, so only once."""
-        recorded, self._recorded = self._recorded, []
-        return recorded
 
     async def append(self, verdict: Verdict) -> None:
         """Write one verdict; when this returns, it outlives this process (not yet the machine).
@@ -216,11 +219,13 @@ class Journal:
                 _remove_run(self.folder)
             stored = read_manifest(self.folder)
             whole_bytes = 0
+            executed: set[int] = set()
             for record, end in _read_verdicts(self.folder / VERDICTS, self._seen):
-                self._recorded.append(record)
+                if record.wall_s is not None:
+                    executed.add(record.github_id)
+                self._known(record)
                 whole_bytes = end
             if stored is not None:
-                executed = {one.github_id for one in self._recorded if one.wall_s is not None}
                 self._has_executed = bool(executed)
                 check_same_run(self.folder, stored, self.manifest, executed)
                 self.manifest = msgspec.structs.replace(
@@ -229,7 +234,7 @@ class Journal:
                     resumed_at=(*stored.resumed_at, self.manifest.created_at),
                     images={**stored.images, **self.manifest.images},
                 )
-            if stored is None and self._recorded:
+            if stored is None and self._seen:
                 raise RunFolderError(
                     f"{self.folder} holds verdicts, but no {MANIFEST} that says what they are "
                     "about: name another folder with --out, or use --restart to judge anew"
@@ -268,7 +273,7 @@ def load_run(folder: Path) -> LoadedRun:
         tally = Tally(until_pass=manifest.until_pass)
         empty = output_hash("")
         for record, _ in _read_verdicts(folder / VERDICTS, _Seen()):
-            tally.add(record, empty=record.output_hash == empty)
+            tally.add(record, empty=record.output_hash == empty, failure=classify(record))
         for unjudged, _ in read_lines(folder / UNJUDGED, Unjudged):
             tally.add_unjudged(unjudged)
     return LoadedRun(manifest=manifest, tally=tally)

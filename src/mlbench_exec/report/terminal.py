@@ -19,7 +19,7 @@ from mlbench_exec.verdicts import Status
 
 __all__ = ["plain", "render_header", "render_json", "render_summary"]
 
-TOP_ERRORS = 10
+TOP_FAILURES = 10
 TOP_REASONS = 20
 
 _KS = ("pass1", "pass2", "pass5")
@@ -54,8 +54,8 @@ def render_summary(summary: Summary) -> RenderableType:
     """The whole summary, for a console on stdout."""
     parts: list[RenderableType] = [_totals(summary), *_remarks(summary), _repos(summary)]
     parts.append(_counts("Verdicts", "status", summary.statuses))
-    if summary.errors:
-        parts.append(_counts("Errors", "error", summary.errors, TOP_ERRORS))
+    if summary.failures:
+        parts.append(_failures(summary))
     if summary.unjudged_reasons:
         parts.append(_unjudged(summary))
     parts.append(_timings(summary))
@@ -103,6 +103,11 @@ def _remarks(summary: Summary) -> list[Text]:
             f"{_many(summary.empty_passed, 'empty answer')} passed, "
             "as ML-Bench lets them where a row asks for no argument"
         )
+    if summary.wanted_network:
+        remarks.append(
+            f"{_many(summary.wanted_network, 'output')} failed for want of a network: mount what "
+            "they download, or use --network bridge"
+        )
     return [Text(remark) for remark in remarks]
 
 
@@ -133,19 +138,33 @@ def _repos(summary: Summary) -> Table:
     return table
 
 
-def _counts(
-    title: str, what: str, counts: Mapping[Status, int] | Mapping[str, int], top: int = 0
-) -> Table:
-    named = [(name, count) for name, count in counts.items() if count]
-    shown = named[:top] if top else named
+def _counts(title: str, what: str, counts: Mapping[Status, int]) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column(what)
     table.add_column("outputs", justify="right")
-    for name, count in shown:
-        table.add_row(plain(name), str(count))
-    if len(named) > len(shown):
-        rest = sum(count for _, count in named[len(shown) :])
-        table.add_row(f"and {len(named) - len(shown)} more", str(rest))
+    for name, count in counts.items():
+        if count:
+            table.add_row(plain(name), str(count))
+    return table
+
+
+def _failures(summary: Summary) -> Table:
+    """Over all repositories, the most frequent first: what failed, and what it was about."""
+    found = sorted(
+        ((name, one) for name, failures in summary.failures.items() for one in failures),
+        key=lambda pair: -pair[1].count,
+    )
+    table = Table(title="Failures", title_justify="left")
+    table.add_column("outputs", justify="right")
+    for column in ("kind", "error", "what", "repository"):
+        table.add_column(column)
+    for name, one in found[:TOP_FAILURES]:
+        texts = (one.kind.replace("_", " "), one.error or "", one.detail or "", name)
+        table.add_row(str(one.count), *(plain(text, limit=80) for text in texts))
+    left = found[TOP_FAILURES:]
+    if left:
+        rest = str(sum(one.count for _, one in left))
+        table.add_row(rest, f"{len(left)} other ways: see summary.json")
     return table
 
 
