@@ -384,16 +384,19 @@ async def test_cancelling_frees_the_folder_and_leaves_whole_lines(tmp_path: Path
                 await journal.append(verdict(number))
                 number += 1
 
-    for _ in range(3):
+    content, after_s = b"", 0.02
+    while not content or after_s < 0.1:  # a slow disk writes nothing in the first rounds
         task = asyncio.get_running_loop().create_task(run())
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(after_s)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        with anyio.move_on_after(0.05) as scope:
+        with anyio.move_on_after(after_s) as scope:
             await run()
         assert scope.cancelled_caught
-    content = (tmp_path / "verdicts.jsonl").read_bytes()
+        after_s *= 2
+        path = anyio.Path(tmp_path / "verdicts.jsonl")
+        content = await path.read_bytes() if await path.exists() else b""
     assert content.endswith(b"\n")
     assert len(await recorded(tmp_path)) == content.count(b"\n") > 0
 

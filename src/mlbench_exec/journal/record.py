@@ -6,6 +6,7 @@ A machine that stops in the middle of a write leaves a torn last line, which the
 
 import fcntl
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Self, TypeVar
@@ -103,6 +104,8 @@ class Journal:
         self._restart = restart
         self._sync_every_s = sync_every_s
         self._lock: int | None = None
+        self._place = threading.Lock()  # held while the folder is taken or given back
+        self._is_closed = False
         self._known = known
         self._has_executed = False
         self._seen = _Seen()
@@ -124,7 +127,8 @@ class Journal:
             self._tasks = anyio.create_task_group()
             await self._tasks.__aenter__()
         except BaseException:
-            self._close()
+            with anyio.CancelScope(shield=True):
+                await self._in_thread(self._close)
             raise
         self._tasks.start_soon(self._keep_synced)
         return self
@@ -212,6 +216,12 @@ class Journal:
             self._sync_error = error
 
     def _open(self) -> None:
+        """Where asyncio itself has cancelled the wait for this, `_close` waits until it is done."""
+        with self._place:
+            if not self._is_closed:
+                self._take_place()
+
+    def _take_place(self) -> None:
         with explained(self.folder, "open"):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = _take_lock(self.folder)
@@ -251,13 +261,15 @@ class Journal:
         self._close()
 
     def _close(self) -> None:
-        self._verdicts.close()
-        self._unjudged.close()
-        if self._lock is not None:
-            # Unlocked by name: a child that was forked meanwhile may hold the same lock open.
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
-            os.close(self._lock)
-            self._lock = None
+        with self._place:
+            self._is_closed = True
+            self._verdicts.close()
+            self._unjudged.close()
+            if self._lock is not None:
+                # Unlocked by name: a child that was forked meanwhile may hold the same lock open.
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
+                os.close(self._lock)
+                self._lock = None
 
 
 def load_run(folder: Path) -> LoadedRun:
