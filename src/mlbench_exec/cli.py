@@ -20,6 +20,7 @@ from mlbench_exec.command import (
     say,
     show,
 )
+from mlbench_exec.commands.weights import weights
 from mlbench_exec.errors import InputError
 from mlbench_exec.journal import load_run
 from mlbench_exec.options import engine_options, settings_from
@@ -35,6 +36,9 @@ UNUSABLE_SHOWN = 10
 @click.version_option(__version__, prog_name="mlbench-exec")
 def main() -> None:
     """Execute what models wrote for ML-Bench, and score it."""
+
+
+main.add_command(weights)
 
 
 @main.command()
@@ -125,6 +129,8 @@ def _show_dry_run(found: DryRun, as_json: bool) -> int:
             table.add_row(plain(entry.environment), count, plain(problem))
         console().print(table)
         say(f"{found.static} outputs are decided by the static checks, without a sandbox.")
+    for one in () if as_json else found.weights:
+        say(f"weights: {plain(one.name)} is missing, for {one.outputs} outputs")
     for reason in found.unusable[:UNUSABLE_SHOWN]:
         say(f"can't be judged: {plain(reason, limit=1000)}")
     if len(found.unusable) > UNUSABLE_SHOWN:

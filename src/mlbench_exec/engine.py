@@ -2,9 +2,11 @@
 
 import contextlib
 import logging
+import os
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Self
 
 import anyio
@@ -34,6 +36,7 @@ from mlbench_exec.schedule import Chain, Execution
 from mlbench_exec.settings import Settings
 from mlbench_exec.submissions import Rejected, Submission, as_submissions, output_hash, screen
 from mlbench_exec.verdicts import Unjudged, Verdict
+from mlbench_exec.weights import Manifest, Missing, Store, load_manifest, missing, mounted
 
 ATTEMPTS = 3
 NOT_OPEN = "the engine is not open: use `async with Engine(...)`"
@@ -89,6 +92,8 @@ class Engine:
         self.settings = settings or Settings()
         self.dataset: Dataset | None = None
         self.why_backend = "given"
+        self.weights: Manifest = {}
+        self.weights_present: frozenset[str] = frozenset()
         self._samples = samples
         self._environments = environments
         self._backend = self._given_backend = backend
@@ -128,6 +133,19 @@ class Engine:
             for row in rejected
             if row.github_id is not None and row.id is not None
         }
+
+    def missing_weights(self, outputs: Mapping[Key, int]) -> list[Missing]:
+        """Files that so many outputs, counted by row, need and that aren't here. May block."""
+        if self._environments is None or not self.weights:
+            return []
+        return missing(
+            self.weights,
+            self.weights_present,
+            outputs,
+            self.samples,
+            self._environments,
+            is_there=os.path.exists if self.backend.name == "local" else lambda place: False,
+        )
 
     def environment_of(self, github_id: int) -> Environment | None:
         return self._environments.for_github_id(github_id) if self._environments else None
@@ -233,6 +251,13 @@ class Engine:
         if self._environments is None:
             self._environments = await anyio.to_thread.run_sync(
                 load_environments, settings.environments_file
+            )
+        if settings.weights is not None:
+            self.weights, self.weights_present = await anyio.to_thread.run_sync(
+                _look_for_weights, settings.weights
+            )
+            self._environments = mounted(
+                self.weights, self.weights_present, settings.weights, self._environments
             )
         if settings.network == "none":
             self._environments = Environments(
@@ -395,6 +420,11 @@ class Engine:
                 has_passed = has_passed or (isinstance(outcome, Verdict) and outcome.passed)
                 shared[execution.code_hash] = outcome
                 yield outcome
+
+
+def _look_for_weights(folder: Path) -> tuple[Manifest, frozenset[str]]:
+    manifest = load_manifest(folder)
+    return manifest, frozenset(Store(folder).present(manifest))
 
 
 class VerdictStream:

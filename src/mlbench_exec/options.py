@@ -10,6 +10,7 @@ import msgspec
 
 from mlbench_exec.sandbox import Limits
 from mlbench_exec.settings import HUB_DATASET, Settings, parse_gpus, parse_mount, parse_size
+from mlbench_exec.weights import default_folder
 
 __all__ = ["engine_options", "settings_from", "with_limits"]
 
@@ -85,6 +86,12 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         metavar="SRC:DST[:rw]",
         help="Show a folder or file in every sandbox.",
     ),
+    click.option(
+        "--weights",
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar="DIR",
+        help="The weights folder. [default: $MLBENCH_WEIGHTS, else in the user's cache]",
+    ),
     click.option("--runtime", metavar="NAME", help="Docker's runtime, runsc for instance."),
     click.option(
         "--profile",
@@ -116,6 +123,7 @@ def settings_from(given: Mapping[str, Any]) -> Settings:
         mounts=tuple(parse_mount(mount) for mount in given["mounts"]),
         until_pass=given["until_pass"],
         share_identical=given["share_identical"],
+        weights=(given["weights"] or default_folder()).expanduser().absolute(),
     ).with_profile(given["profile"])
     limits = ("clock", "memory", "cpus", "pids", "disk", "network")
     return with_limits(settings, *(given[name] for name in limits))

@@ -58,8 +58,10 @@ from mlbench_exec.submissions import (
     screen,
 )
 from mlbench_exec.verdicts import PASSING, Unjudged, Verdict
+from mlbench_exec.weights import Missing
 
 LOG = "log.jsonl"
+WEIGHTS_SHOWN = 5
 GOLD = "the dataset's own answers"
 GIB = 1 << 30
 EMPTY_HASH = output_hash("")
@@ -148,6 +150,7 @@ class Evaluation:
         self._judged: dict[Key, dict[int, bool]] = {}
         self._given = source
         self._beside = beside
+        self._open: dict[Key, int] = {}  # outputs without a verdict, where that is known
         self._total: int | None = total
         self._done = 0
         self._absent = 0  # rows that were judged, and are not in OUTPUTS any more
@@ -173,7 +176,7 @@ class Evaluation:
                 if digests:
                     await journal.set_images(digests)
                 await self._refuse_changed(engine)
-                self._show_header(engine)
+                await anyio.to_thread.run_sync(self._show_header, engine)
                 async with log_to(self.folder):
                     unjudged = await self._judge(engine, journal, tally)
                 summary = await anyio.to_thread.run_sync(self._score, tally, journal.manifest)
@@ -205,7 +208,9 @@ class Evaluation:
                     continue
                 total += len(row.outputs)
                 found += row.key in self._hashes
-                done += len(self._hashes.get(row.key, ()))
+                judged = len(self._hashes.get(row.key, ()))
+                done += judged
+                self._open[row.key] = len(row.outputs) - judged
                 changed += self._changes(row)
         self._done = done
         if changed:
@@ -305,6 +310,9 @@ class Evaluation:
             "dataset": _dataset_words(engine),
             **_backend_facts(engine),
         }
+        lacking = engine.missing_weights(self._open)
+        if lacking:
+            facts["weights"] = weights_words(lacking, self.settings.weights)
         facts["folder"] = str(self.folder)
         if self._judged:
             done = sum(len(row) for row in self._judged.values())
@@ -327,6 +335,16 @@ def _count(tally: Tally, verdict: Verdict | Recorded) -> None:
     )
 
 
+def weights_words(lacking: list[Missing], folder: Path | None) -> str:
+    """What outputs need and isn't here, in one line."""
+    named = ", ".join(f"{one.name} ({one.outputs} outputs)" for one in lacking[:WEIGHTS_SHOWN])
+    more = f" and {len(lacking) - WEIGHTS_SHOWN} more" if len(lacking) > WEIGHTS_SHOWN else ""
+    return (
+        f"missing in {folder}: {named}{more}. Unless the image has them, outputs will fail for it: "
+        "mlbench-exec weights pull"
+    )
+
+
 class Planned(msgspec.Struct, frozen=True, kw_only=True):
     """What a run would do in one environment."""
 
@@ -341,6 +359,7 @@ class DryRun(msgspec.Struct, frozen=True, kw_only=True):
     planned: tuple[Planned, ...]
     static: int  # outputs that the static checks decide
     unusable: tuple[str, ...]  # lines and outputs that can't be judged, each with the reason
+    weights: tuple[Missing, ...] = ()  # files that rows need and that aren't here
 
 
 async def dry_run(
@@ -348,6 +367,7 @@ async def dry_run(
 ) -> DryRun:
     """What would be executed where, and what the checks before it decide."""
     counts: dict[int, int] = {}
+    waiting: dict[Key, int] = {}
     static = 0
     await anyio.to_thread.run_sync(can_reread, outputs)
     async with Engine(settings, backend=backend) as engine:
@@ -371,11 +391,15 @@ async def dry_run(
                     f"{one.place}, output {one.index}: {one.reason}" for one in found.unjudged
                 )
                 counts[row.github_id] = counts.get(row.github_id, 0) + len(found.chains)
+                waiting[row.key] = len(row.outputs) - len(found.verdicts) - len(found.unjudged)
         planned = [
             await anyio.to_thread.run_sync(_planned, engine, github_id, count)
             for github_id, count in counts.items()
         ]
-    return DryRun(planned=tuple(planned), static=static, unusable=tuple(unusable))
+        lacking = await anyio.to_thread.run_sync(engine.missing_weights, waiting)
+    return DryRun(
+        planned=tuple(planned), static=static, unusable=tuple(unusable), weights=tuple(lacking)
+    )
 
 
 def _planned(engine: Engine, github_id: int, count: int) -> Planned:

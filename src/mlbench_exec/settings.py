@@ -38,6 +38,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     mounts: tuple[Mount, ...] = ()
     gpus: str = "none"  # "none", "all", or device numbers "0,1"
     runtime: str | None = None  # Docker's, by name
+    weights: Path | None = None  # a folder of `mlbench-exec weights`; what is in it is mounted
     until_pass: bool = False
     share_identical: bool = False
     fresh: bool = False  # docker: one container a snippet, even where nesting works

@@ -1,0 +1,1 @@
+"""The commands about the user's own machine: weights, images, doctor, shell."""
