@@ -9,7 +9,7 @@ import pytest
 
 from mlbench_exec.engine import ATTEMPTS, Engine, Outcome, Snippet, UnjudgedError
 from mlbench_exec.environments import Environment, Environments
-from mlbench_exec.errors import EnvironmentUnusable, InputError, SandboxFailed
+from mlbench_exec.errors import BackendLost, EnvironmentUnusable, InputError, SandboxFailed
 from mlbench_exec.samples import Sample
 from mlbench_exec.sandbox import Job, Observation
 from mlbench_exec.settings import Settings
@@ -217,6 +217,37 @@ async def test_three_failed_sandboxes_leave_an_output_unjudged() -> None:
     assert isinstance(fine, Verdict)
     assert fine.passed
     assert len(backend.jobs) == ATTEMPTS + 1
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio
+async def test_a_lost_backend_is_waited_for() -> None:
+    """When it comes back, nothing has been counted as an attempt, and nothing is lost."""
+    looks = 0
+
+    def script(job: Job) -> Observation | Exception:
+        nonlocal looks
+        looks += 1
+        return BackendLost("nobody answers") if looks < 6 else observation()
+
+    async with engine_on(FakeBackend(script)) as engine:
+        (verdict,) = verdicts(await judge(engine, row(1, "ok")))
+        assert engine.lost_s == 0
+    assert (verdict.status, verdict.attempts) == ("passed", 1)
+    assert looks == 6
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio
+async def test_a_backend_that_stays_lost_leaves_its_outputs_unjudged_in_time() -> None:
+    """The wait is one for all outputs, not one for each, and the reason says what is missing."""
+    backend = FakeBackend(lambda job: BackendLost("nobody answers at the socket"))
+    with anyio.fail_after(10):
+        async with engine_on(backend, patience_s=0.5) as engine:
+            outcomes = await judge(engine, *(row(number, "ok") for number in range(1, 101)))
+    reasons = {one.reason for one in unjudged(outcomes)}
+    assert reasons == {"nobody answers at the socket; it did not come back within 0.5 s"}
+    assert len(outcomes) == 100
 
 
 @pytest.mark.asyncio

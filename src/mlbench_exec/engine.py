@@ -22,6 +22,7 @@ from mlbench_exec.backends.local import LocalBackend
 from mlbench_exec.dataset import Dataset, load_dataset
 from mlbench_exec.environments import Environment, Environments, load_environments, offline
 from mlbench_exec.errors import (
+    BackendLost,
     BackendUnavailable,
     EnvironmentUnusable,
     InputError,
@@ -29,6 +30,7 @@ from mlbench_exec.errors import (
     MLBenchExecError,
     SandboxFailed,
 )
+from mlbench_exec.patience import Patience, pause_s
 from mlbench_exec.pool import Pool, Statistics
 from mlbench_exec.samples import Key, Sample
 from mlbench_exec.sandbox import Backend, Job, Observation
@@ -100,6 +102,7 @@ class Engine:
         self._run_name = run_name
         self._checked: set[str] = set()  # environments that are here, as far as can be seen
         self._refused: dict[str, str] = {}  # by environment: why it can't be opened
+        self._patience = Patience(self.settings.patience_s)
         self._pool: Pool | None = None
         self._tasks: TaskGroup | None = None
         self._stack = AsyncExitStack()
@@ -149,6 +152,11 @@ class Engine:
 
     def environment_of(self, github_id: int) -> Environment | None:
         return self._environments.for_github_id(github_id) if self._environments else None
+
+    @property
+    def lost_s(self) -> float:
+        """For how many seconds the backend hasn't answered; 0 where it does."""
+        return self._patience.waited_s
 
     def statistics(self) -> Statistics:
         """How the sandboxes stand at this moment."""
@@ -334,18 +342,27 @@ class Engine:
         )
         reason = ""
         alone = False
-        for attempt in range(1, ATTEMPTS + 1):
+        attempt = 1
+        while attempt <= ATTEMPTS:
+            await anyio.sleep(pause_s(attempt))
             try:
                 observation, slot, started_at = await self._observe(
                     job, fresh=attempt > 1, alone=alone
                 )
             except EnvironmentUnusable as error:
                 return self._unjudged(execution, "environment", str(error))
+            except BackendLost as error:  # no attempt: there was nothing to try it on
+                if await self._wait_for_backend(str(error)):
+                    continue
+                reason = f"{error}; it did not come back within {self._patience.within_s:g} s"
+                return self._unjudged(execution, "infrastructure", reason)
             except SandboxFailed as error:
                 reason = str(error)
                 alone = alone or isinstance(error, MachineTooBusy)
                 log.warning("sandbox_failed", key=sample.key, attempt=attempt, reason=reason)
+                attempt += 1
                 continue
+            self._patience.is_back()
             return tuple(
                 rules.executed_verdict(
                     sample,
@@ -364,6 +381,16 @@ class Engine:
         return self._unjudged(
             execution, "infrastructure", f"{ATTEMPTS} sandboxes failed; the last: {reason}"
         )
+
+    async def _wait_for_backend(self, reason: str) -> bool:
+        """Wait a while before the next look; False when the patience is at its end."""
+        if self._patience.waited_s == 0:
+            log.warning("backend_lost", reason=reason, waits_s=self._patience.within_s)
+        wait_s = self._patience.next_wait_s()
+        if wait_s is None:
+            return False
+        await anyio.sleep(wait_s)
+        return True
 
     async def _observe(self, job: Job, *, fresh: bool, alone: bool) -> tuple[Observation, int, str]:
         """Borrow a sandbox and run the job; an environment that can't be opened stays refused."""

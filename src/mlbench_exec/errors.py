@@ -6,7 +6,8 @@
     ├── BackendUnavailable       no backend can start on this machine
     ├── EnvironmentUnusable      this environment has no image, folder or interpreter here
     └── SandboxFailed            a sandbox broke; its snippet is run again on a fresh one
-        └── MachineTooBusy       what else ran here left too little for it; it is run again alone
+        ├── MachineTooBusy       what else ran here left too little for it; it is run again alone
+        └── BackendLost          nothing answers where sandboxes come from; it is waited for
 
 What a submitted program does is never an exception: it is an `Observation`, and becomes a
 `Verdict`. Every message names the thing, the place and the next step.
@@ -39,3 +40,7 @@ class SandboxFailed(MLBenchExecError):
 
 class MachineTooBusy(SandboxFailed):
     """Too little CPU time or memory was left for a snippet to be judged fairly."""
+
+
+class BackendLost(SandboxFailed):
+    """A backend that had started doesn't answer any more; it may come back."""

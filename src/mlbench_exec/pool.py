@@ -25,6 +25,7 @@ class Statistics(msgspec.Struct, frozen=True):
     idle: int
     refilling: int
     opened: int  # ever
+    opening: int = 0  # at this moment, of those that are lent or refilled
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -54,7 +55,7 @@ class Pool:
         self._idle: list[_Idle] = []  # least recently used first
         self._lent = 0
         self._refilling = 0
-        self._opened = 0
+        self._opened = self._opening = 0
         self._is_single_use = False
         self._changed = anyio.Event()
         self._borrowers: set[anyio.CancelScope] = set()
@@ -65,7 +66,7 @@ class Pool:
         return f"<Pool of {self.size} {self._backend.name}: {self.statistics()}>"
 
     def statistics(self) -> Statistics:
-        return Statistics(self._lent, len(self._idle), self._refilling, self._opened)
+        return Statistics(self._lent, len(self._idle), self._refilling, self._opened, self._opening)
 
     async def __aenter__(self) -> Self:
         self._tasks = anyio.create_task_group()
@@ -198,11 +199,14 @@ class Pool:
         return lease.slot
 
     async def _open(self, environment: Environment, slot: int) -> Lease:
+        self._opening += 1
         try:
             sandbox = await self._backend.open(environment, slot)
         except BaseException:
             self._release(slot)
             raise
+        finally:
+            self._opening -= 1
         self._opened += 1
         return Lease(sandbox, slot)
 

@@ -64,6 +64,7 @@ LOG = "log.jsonl"
 WEIGHTS_SHOWN = 5
 GOLD = "the dataset's own answers"
 GIB = 1 << 30
+START_TOLD_EVERY_S = 10.0
 EMPTY_HASH = output_hash("")
 
 
@@ -155,6 +156,7 @@ class Evaluation:
         self._done = 0
         self._absent = 0  # rows that were judged, and are not in OUTPUTS any more
         self._usable = 0
+        self._has_started = False
 
     async def run(self) -> Outcome:
         """Run to the end, or to an interruption that another run can continue.
@@ -163,9 +165,11 @@ class Evaluation:
         """
         if self._given is None:
             self._can_reread = await anyio.to_thread.run_sync(can_reread, self.outputs)
-        async with Engine(
-            self.settings, run_name=str(self.folder), backend=self._backend
-        ) as engine:
+        async with (
+            _in_background(self._tell_slow_start),
+            Engine(self.settings, run_name=str(self.folder), backend=self._backend) as engine,
+        ):
+            self._has_started = True
             assert engine.dataset is not None
             manifest = await anyio.to_thread.run_sync(self._manifest, engine, engine.dataset)
             tally = Tally(until_pass=self.settings.until_pass)
@@ -181,6 +185,17 @@ class Evaluation:
                     unjudged = await self._judge(engine, journal, tally)
                 summary = await anyio.to_thread.run_sync(self._score, tally, journal.manifest)
         return Outcome(summary=summary, unjudged=unjudged, usable=self._usable)
+
+    async def _tell_slow_start(self) -> None:
+        """A daemon that takes long over each call must not look like a hang."""
+        waited_s = 0.0
+        while True:
+            await anyio.sleep(START_TOLD_EVERY_S)
+            if self._has_started:
+                return
+            waited_s += START_TOLD_EVERY_S
+            words = f"Still starting the sandboxes' backend, after {waited_s:.0f} s.\n"
+            await anyio.to_thread.run_sync(self._stderr.write, words)
 
     def _resume(self, tally: Tally) -> Callable[[Recorded], None]:
         """What takes in each verdict of earlier runs."""
@@ -232,6 +247,7 @@ class Evaluation:
         unjudged = 0
         progress = Progress(self._stderr, total=self._total, beside=self._beside)
         progress.resumed(self._done)
+        progress.note = lambda: _note(engine)
         async with _in_background(progress.show):
             for rejected in engine.dataset.rejected if engine.dataset else ():
                 unjudged += 1
@@ -436,6 +452,14 @@ def _backend_facts(engine: Engine) -> dict[str, str]:
                 "programs that really use it may fail for others' needs"
             )
     return facts
+
+
+def _note(engine: Engine) -> str:
+    """What a person who looks at the progress should know besides."""
+    if engine.lost_s:
+        return f"{engine.backend.name} doesn't answer for {engine.lost_s:.0f} s: waiting for it"
+    opening = engine.statistics().opening
+    return f"starting {opening}" if opening else ""
 
 
 @asynccontextmanager

@@ -41,6 +41,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     weights: Path | None = None  # a folder of `mlbench-exec weights`; what is in it is mounted
     until_pass: bool = False
     share_identical: bool = False
+    patience_s: float = 120.0  # how long a backend that is lost in mid-run is waited for
     fresh: bool = False  # docker: one container a snippet, even where nesting works
 
     def __post_init__(self) -> None:

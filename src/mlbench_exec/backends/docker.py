@@ -21,7 +21,12 @@ from mlbench_exec.backends.cgroups import HEADROOM_BYTES, HEADROOM_PIDS
 from mlbench_exec.backends.identity import engine_identity, is_dead
 from mlbench_exec.backends.interpreters import is_below
 from mlbench_exec.environments import Environment, Mount
-from mlbench_exec.errors import BackendUnavailable, EnvironmentUnusable, SandboxFailed
+from mlbench_exec.errors import (
+    BackendLost,
+    BackendUnavailable,
+    EnvironmentUnusable,
+    SandboxFailed,
+)
 from mlbench_exec.sandbox import Limits, Sandbox
 from mlbench_exec.settings import Network
 
@@ -31,6 +36,8 @@ STAGING = "/.mlbench/mounts"
 STARTS_AT_ONCE = 4  # a daemon gets slower, not faster, with more
 CALL_TIMEOUT_S = 120.0
 CLOSE_WITHIN_S = 20.0
+LAST_TRY_WITHIN_S = 5.0
+NO_ANSWER = 900  # aiodocker's status for a daemon that can't be reached
 NO_PYTHON = "mlbench-exec: no Python 3.7 or later is in this image"
 # Any interpreter will do for the agent: it needs nothing but the standard library.
 LAUNCH = f"""
@@ -87,6 +94,7 @@ class DockerBackend:
         self._profile = ""
         self._version = ""
         self._label = ""
+        self._left: list[DockerContainer] = []  # could not be removed
 
     @property
     def level(self) -> str:
@@ -145,6 +153,8 @@ class DockerBackend:
     async def __aexit__(self, *exc_info: object) -> None:
         if self._docker is not None:
             with anyio.CancelScope(shield=True):
+                with anyio.move_on_after(LAST_TRY_WITHIN_S):
+                    await self._remove_left()
                 await self._docker.close()
 
     def key(self, environment: Environment) -> str:
@@ -229,7 +239,7 @@ class DockerBackend:
         async with self._starts:
             with _translated(f"starting a container of {environment.image}"):
                 container = await self._create(config)
-            stream = _ContainerStream(container)
+            stream = _ContainerStream(container, self._left)
             sandbox = AgentSandbox(stream, reusable=nested)
             try:
                 with _translated(f"starting a container of {environment.image}"):
@@ -255,7 +265,7 @@ class DockerBackend:
         try:
             await anyio.lowlevel.checkpoint()
         except BaseException:
-            await _ContainerStream(container).aclose()
+            await _ContainerStream(container, self._left).aclose()
             raise
         return container
 
@@ -366,6 +376,12 @@ class DockerBackend:
             filter=seccomp.snippet_filter(hello.machine),
         )
 
+    async def _remove_left(self) -> None:
+        """Try once more to remove what couldn't be while the daemon was away."""
+        while self._left:
+            with contextlib.suppress(aiodocker.DockerError, aiohttp.ClientError, OSError):
+                await _delete(self._left.pop())
+
     async def _remove_leftovers(self) -> None:
         """Remove containers whose engine on this host is dead; others' are left alone."""
         assert self._docker is not None
@@ -381,10 +397,19 @@ def _profile_text() -> str:
     return json.dumps(seccomp.container_profile())
 
 
+def _place() -> str:
+    return os.environ.get("DOCKER_HOST") or "the default socket"
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    if isinstance(error, aiodocker.DockerError):
+        return bool(error.status == NO_ANSWER)
+    return isinstance(error, aiohttp.ClientConnectionError | ConnectionError | FileNotFoundError)
+
+
 def _no_daemon(error: BaseException) -> str:
-    where = os.environ.get("DOCKER_HOST") or "the default socket"
     return (
-        f"no Docker daemon answers at {where} ({type(error).__name__}: {error}); start it, set "
+        f"no Docker daemon answers at {_place()} ({type(error).__name__}: {error}); start it, set "
         "DOCKER_HOST, or use --backend local"
     )
 
@@ -395,6 +420,10 @@ def _translated(doing: str) -> Any:
     try:
         yield
     except (aiodocker.DockerError, aiohttp.ClientError, OSError, TimeoutError) as error:
+        if _is_unreachable(error):
+            raise BackendLost(
+                f"no Docker daemon answers at {_place()} any more ({error}); start it again"
+            ) from error
         raise SandboxFailed(f"Docker failed while {doing}: {error}") from error
 
 
@@ -403,26 +432,37 @@ def _own_label() -> str:
 
 
 async def _delete(container: DockerContainer) -> None:
-    """Remove a container and wait until it is gone, whoever removes it."""
-    with contextlib.suppress(aiodocker.DockerError):
+    """Remove a container and wait until it is gone, whoever removes it.
+
+    Raises `DockerError` where the daemon can't be reached.
+    """
+    try:
         await container.delete(force=True, v=True)
         return
+    except aiodocker.DockerError as error:
+        _raise_unreachable(error)
     while True:  # being removed already: by itself, or by somebody else
         try:
             await container.show()
+            await container.delete(force=True, v=True)
         except aiodocker.DockerError as error:
             if error.status == 404:
                 return
-        with contextlib.suppress(aiodocker.DockerError):
-            await container.delete(force=True, v=True)
+            _raise_unreachable(error)
         await anyio.sleep(0.05)
+
+
+def _raise_unreachable(error: aiodocker.DockerError) -> None:
+    if _is_unreachable(error):
+        raise error
 
 
 class _ContainerStream:
     """The attached stdin and stdout of one container."""
 
-    def __init__(self, container: DockerContainer) -> None:
+    def __init__(self, container: DockerContainer, left: list[DockerContainer]) -> None:
         self._container = container
+        self._left = left  # takes the container where it can't be removed
         self._stream: Stream | None = None
         self._stderr = b""
         self._is_gone = False
@@ -456,13 +496,17 @@ class _ContainerStream:
     async def aclose(self) -> None:
         if self._is_gone:
             return
+        self._is_gone = True
+        is_removed = False
         with anyio.move_on_after(CLOSE_WITHIN_S, shield=True):
             if self._stream is not None:
                 with contextlib.suppress(Exception):
                     await self._stream.close()
-            with contextlib.suppress(aiohttp.ClientError, OSError):
+            with contextlib.suppress(aiodocker.DockerError, aiohttp.ClientError, OSError):
                 await _delete(self._container)
-            self._is_gone = True
+                is_removed = True
+        if not is_removed:
+            self._left.append(self._container)
 
 
 @contextlib.contextmanager

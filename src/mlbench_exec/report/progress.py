@@ -47,6 +47,7 @@ class Progress:
     ) -> None:
         self.total = total
         self.sandboxes: tuple[int, int] | None = None  # in use, of how many
+        self.note: Callable[[], str] = lambda: ""  # what else is to be told at this moment
         self._stream = stream
         self._live = stream.isatty() if live is None else live
         self._width = width
@@ -92,6 +93,8 @@ class Progress:
             parts.append(f"unjudged {self._unjudged}")
         if self.sandboxes is not None:
             parts.append("sandboxes {}/{}".format(*self.sandboxes))
+        if note := self.note():
+            parts.append(note)
         line = "  ".join(parts)
         return f"{self._beside()} | judged {line}" if self._beside else line
 
