@@ -20,6 +20,7 @@ from mlbench_exec.command import (
     say,
     show,
 )
+from mlbench_exec.commands.doctor import doctor
 from mlbench_exec.commands.weights import weights
 from mlbench_exec.errors import InputError
 from mlbench_exec.journal import load_run
@@ -39,6 +40,7 @@ def main() -> None:
 
 
 main.add_command(weights)
+main.add_command(doctor)
 
 
 @main.command()

@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any, Self
 
 import aiodocker
@@ -12,10 +12,12 @@ import aiohttp
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
+import msgspec
 from aiodocker.containers import DockerContainer
 from aiodocker.stream import Stream
 
 from mlbench_exec import seccomp, wire
+from mlbench_exec.backends import daemons
 from mlbench_exec.backends.agent_sandbox import AgentSandbox, NestingRefused
 from mlbench_exec.backends.cgroups import HEADROOM_BYTES, HEADROOM_PIDS
 from mlbench_exec.backends.identity import engine_identity, is_dead
@@ -35,6 +37,7 @@ RUN_LABEL = "mlbench-exec.run"
 STAGING = "/.mlbench/mounts"
 STARTS_AT_ONCE = 4  # a daemon gets slower, not faster, with more
 CALL_TIMEOUT_S = 120.0
+DAEMON_ERRORS = (aiodocker.DockerError, aiohttp.ClientError, OSError, TimeoutError)
 CLOSE_WITHIN_S = 20.0
 LAST_TRY_WITHIN_S = 5.0
 NO_ANSWER = 900  # aiodocker's status for a daemon that can't be reached
@@ -132,6 +135,9 @@ class DockerBackend:
             with anyio.fail_after(CALL_TIMEOUT_S):
                 version = await self._docker.version()
                 info = await self._docker.system.info()
+            reason = daemons.refusal(version, info, self._limits)
+            if reason is not None:
+                raise BackendUnavailable(reason)
             self._version, self._cpus = str(version["Version"]), int(info["NCPU"])
             with _translated("looking for leftovers and images"):
                 await self._remove_leftovers()
@@ -515,3 +521,68 @@ def _as_os_error() -> Any:
         yield
     except (aiodocker.DockerError, aiohttp.ClientError, RuntimeError, AssertionError) as error:
         raise OSError(str(error)) from error
+
+
+class ImageHere(msgspec.Struct, frozen=True, kw_only=True):
+    """An image of the daemon's."""
+
+    size: int  # bytes
+    digest: str  # the registry's where it came from one, else the image's own id
+    created: str
+    architecture: str
+
+
+class Daemon:
+    """A daemon, asked about itself and its images; entering it raises `BackendUnavailable`."""
+
+    def __init__(self) -> None:
+        self.version: Mapping[str, Any] = {}
+        self.info: Mapping[str, Any] = {}
+        self._docker: aiodocker.Docker | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            self._docker = aiodocker.Docker()
+            with anyio.fail_after(CALL_TIMEOUT_S):
+                self.version = await self._docker.version()
+                self.info = await self._docker.system.info()
+        except BaseException as error:
+            await self.__aexit__()
+            if isinstance(error, (ValueError, *DAEMON_ERRORS)):
+                raise BackendUnavailable(_no_daemon(error)) from error
+            raise
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        if self._docker is not None:
+            with anyio.CancelScope(shield=True):
+                await self._docker.close()
+
+    async def image(self, name: str) -> ImageHere | None:
+        """What is here under this name. Raises `BackendUnavailable`."""
+        assert self._docker is not None
+        try:
+            found = await self._docker.images.inspect(name)
+        except aiodocker.DockerError as error:
+            if error.status in {400, 404}:
+                return None
+            raise BackendUnavailable(f"Docker failed while looking up {name}: {error}") from error
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise BackendUnavailable(_no_daemon(error)) from error
+        return ImageHere(
+            size=int(found["Size"]),
+            digest=str((found.get("RepoDigests") or [found["Id"]])[0]),
+            created=str(found.get("Created", "")),
+            architecture=str(found.get("Architecture", "")),
+        )
+
+    async def pull(self, name: str) -> AsyncIterator[dict[str, Any]]:
+        """Pull an image; what the daemon tells of it, step by step. Raises `BackendUnavailable`."""
+        assert self._docker is not None
+        try:
+            async for step in self._docker.images.pull(name, stream=True):
+                if "error" in step:
+                    raise BackendUnavailable(f"{name} can't be pulled: {step['error']}")
+                yield step
+        except DAEMON_ERRORS as error:
+            raise BackendUnavailable(f"{name} can't be pulled: {error}") from error

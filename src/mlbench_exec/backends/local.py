@@ -120,7 +120,7 @@ class LocalBackend:
         """Open one sandbox with nothing in it, to learn whether this machine allows it."""
         try:
             sandbox = await self._start((), {}, "/", 0)
-        except (NestingRefused, SandboxFailed) as error:
+        except (NestingRefused, SandboxFailed, OSError) as error:
             raise BackendUnavailable(
                 f"the local backend can't make a sandbox here: {error}. {HELP}"
             ) from error
