@@ -39,6 +39,7 @@ format: $(VENV)/.installed-dev
 
 images:
 	images/conformance/build.sh
+	images/mlbench-shape/build.sh
 	images/external-attention/build.sh
 
 clean:

@@ -123,7 +123,9 @@ class Engine:
 
     @property
     def environments(self) -> list[Environment]:
-        """The environments of the dataset's rows, in the dataset's order."""
+        """The environments of the dataset's rows, in the dataset's order; all, if it has none."""
+        if not self.samples:
+            return list(self._environments or ())
         found = (self.environment_of(github_id) for github_id, _ in self.samples)
         return list({e.name: e for e in found if e is not None}.values())
 

@@ -579,8 +579,9 @@ class Daemon:
     async def pull(self, name: str) -> AsyncIterator[dict[str, Any]]:
         """Pull an image; what the daemon tells of it, step by step. Raises `BackendUnavailable`."""
         assert self._docker is not None
+        tagged = name if "@" in name or ":" in name.rpartition("/")[2] else f"{name}:latest"
         try:
-            async for step in self._docker.images.pull(name, stream=True):
+            async for step in self._docker.images.pull(tagged, stream=True, timeout=None):
                 if "error" in step:
                     raise BackendUnavailable(f"{name} can't be pulled: {step['error']}")
                 yield step
