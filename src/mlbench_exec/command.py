@@ -23,6 +23,7 @@ __all__ = [
     "NO_BACKEND",
     "OK",
     "Failures",
+    "Outcome",
     "conclude",
     "console",
     "exit_code",

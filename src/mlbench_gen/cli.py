@@ -8,9 +8,23 @@ from typing import IO, Any
 
 import click
 
+from mlbench_exec import Settings
+from mlbench_exec.command import (
+    BAD_INPUT,
+    INCOMPLETE,
+    INTERRUPTED,
+    OK,
+    Failures,
+    conclude,
+    interruptible,
+)
+from mlbench_exec.options import engine_options, settings_from
 from mlbench_gen.extraction import extract
+from mlbench_gen.generation import Generation
+from mlbench_gen.options import generation_options
 
-OK, INCOMPLETE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+PROGRAM = "mlbench-gen"
+HUB_DATASET = Settings().dataset
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -30,7 +44,7 @@ def main() -> None:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="mlbench-exec", prog_name="mlbench-gen")
 def commands() -> None:
-    """Prepare what mlbench-exec executes."""
+    """Ask models for what mlbench-exec executes."""
 
 
 @commands.command("extract")
@@ -64,6 +78,70 @@ def extract_command(answers: str, outputs: str) -> int:
     if not used:
         return BAD_INPUT
     return INCOMPLETE if unused else OK
+
+
+@commands.command("generate")
+@generation_options
+@click.option(
+    "--dataset",
+    default=HUB_DATASET,
+    show_default=True,
+    metavar="D",
+    help="JSONL or Parquet file, save_to_disk folder, or Hub id.",
+)
+@click.option("--split", "--type", "split", default="full", show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Folder of the answers. [default: runs/<model>-task<task>-<split>/generation]",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    metavar="OUTPUTS",
+    help="Where the code goes, or - for stdout too. [default: DIR/outputs.jsonl]",
+)
+def generate_command(out: Path | None, output: str | None, **given: Any) -> int:
+    """Have a model answer the dataset's rows.
+
+    Whole answers are kept in DIR/answers.jsonl, the code in them goes to OUTPUTS. The same command
+    again asks only for what is missing. Exits with 0 when every row is answered, 1 when some are
+    not (DIR/failed.jsonl says why), 2 for bad usage, 130 when interrupted.
+    """
+    with Failures(PROGRAM):
+        generation = Generation(given, given["dataset"], given["split"])
+        folder = out or generation.default_folder() / "generation"
+        failed = interruptible(lambda: generation.write(folder, output))
+        click.echo(f"The answers are in {folder}/", err=True)
+        return INCOMPLETE if failed else OK
+    return INCOMPLETE
+
+
+@commands.command("run")
+@generation_options
+@engine_options
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Run folder. [default: runs/<model>-task<task>-<split>]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print summary.json to stdout.")
+def run_command(out: Path | None, as_json: bool, **given: Any) -> int:
+    """Have a model answer the dataset's rows, and judge the answers as they come.
+
+    DIR is a run folder of mlbench-exec; the answers are in DIR/generation. The same command again
+    continues both. Exit codes are those of `mlbench-exec run`.
+    """
+    with Failures(PROGRAM):
+        settings = settings_from(given)
+        generation = Generation(given, settings.dataset, settings.split)
+        folder = out or generation.default_folder()
+        outcome = interruptible(lambda: generation.judge(folder, settings))
+        return conclude(outcome, folder, as_json=as_json, program=PROGRAM)
+    return INCOMPLETE
 
 
 def convert(

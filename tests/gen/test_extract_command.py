@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from mlbench_gen.cli import BAD_INPUT, INCOMPLETE, OK, commands, convert_line
+from mlbench_exec.command import BAD_INPUT, INCOMPLETE, OK
+from mlbench_gen.cli import commands, convert_line
 
 GOOD = '{"github_id": 3, "id": 74, "answers": ["```python\\na\\n```", "plain"]}'
 

@@ -1,0 +1,191 @@
+"""Clients: what a real server may do to a request, and what becomes of it."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+
+from gen.asking import KEY, first_fails, generated, good, lines, outputs, rows
+from mlbench_exec import InputError, Rejected
+from mlbench_gen.testing import Asked, Cut, Fault, Good, Hang, ModelServer, Raw, Response
+
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio]
+WHOLE = Good(texts=["never whole" * 20])
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_KEY", KEY)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_answers_arrive_whole(stream: bool) -> None:
+    """One request brings all samples, in one piece or streamed, with what was asked for in it."""
+    with ModelServer(good) as server:
+        items = await generated(server, rows(3), samples=4, stream=stream)
+    assert outputs(items) == {number: (f"print({number})",) * 4 for number in range(3)}
+    assert [asked.count for asked in server.log] == [4] * 3
+    body = server.log[0].body
+    assert (body["model"], body["temperature"], body["top_p"]) == ("scripted-1", 1.0, 1.0)
+    assert server.log[0].headers["authorization"] == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(status=429),
+        Fault(status=500),
+        Fault(status=503),
+        Fault(status=408),
+        Cut(good=WHOLE, share=0.0),
+        Cut(good=WHOLE),
+        Cut(good=WHOLE, politely=True),
+        Raw(body=b'{"choices": [{"mess'),
+        Raw(body=b"[]"),
+        Raw(body=b'{"choices": []}'),
+        Raw(body=b'{"error": {"message": "overloaded"}}'),
+        Raw(body=b"<html>busy</html>", content_type="text/html"),
+        Raw(body=b"\xff\xfe"),
+    ],
+    ids=repr,
+)
+async def test_passing_failures_are_repeated(fault: Response, stream: bool) -> None:
+    """Limits, faults, cut connections and malformed replies cost an attempt, not the row."""
+    with ModelServer(first_fails(fault, 2)) as server:
+        items = await generated(server, rows(2), stream=stream)
+    assert outputs(items) == {number: (f"print({number})",) * 2 for number in range(2)}
+    assert set(server.asked().values()) == {3}
+
+
+async def test_a_reply_that_does_not_come_is_given_up() -> None:
+    """A request that takes longer than its time limit is sent again."""
+    with ModelServer(first_fails(Hang())) as server:
+        items = await generated(server, rows(1), timeout_s=1.0)
+    assert outputs(items) == {0: ("print(0)",) * 2}
+    assert len(server.log) == 2
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        lambda: {"Retry-After": "1"},
+        lambda: {"retry-after-ms": "1000"},
+        lambda: {
+            "Date": format_datetime(datetime.now(UTC), usegmt=True),
+            "Retry-After": format_datetime(datetime.now(UTC) + timedelta(seconds=1), usegmt=True),
+        },
+    ],
+    ids=["seconds", "milliseconds", "date"],
+)
+async def test_retry_after_is_kept(header: Callable[[], dict[str, str]]) -> None:
+    """After a 429 nothing is sent before the time that the server named."""
+    refused_at: list[float] = []
+
+    def script(asked: Asked) -> Response:
+        if not refused_at:
+            refused_at.append(asked.at)
+            return Fault(status=429, headers=header())
+        return good(asked)
+
+    with ModelServer(script) as server:
+        items = await generated(server, rows(3), concurrency=1)
+    assert len(outputs(items)) == 3
+    assert min(asked.at for asked in server.log[1:]) - refused_at[0] >= 0.99
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_servers_that_give_one_answer_are_asked_one_by_one(stream: bool) -> None:
+    """Where a server overlooks `n`, what is missing is asked for singly; nothing is thrown away."""
+    with ModelServer(lambda asked: Good(texts=["ls"], at_most=1)) as server:
+        items = await generated(server, rows(2), samples=3, stream=stream, concurrency=1)
+    assert outputs(items) == {0: ("ls",) * 3, 1: ("ls",) * 3}
+    assert [asked.count for asked in server.log] == [3, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["n", "stream_options"])
+async def test_parameters_that_a_server_refuses_are_left_out(name: str) -> None:
+    """A 400 about an optional parameter is no failure: the request goes again without it."""
+
+    def script(asked: Asked) -> Response:
+        if name in asked.body:
+            return Fault(status=400, message=f"Unknown parameter: '{name}'.")
+        return good(asked)
+
+    with ModelServer(script) as server:
+        items = await generated(server, rows(3), stream=name == "stream_options", concurrency=1)
+    assert len(outputs(items)) == 3
+    assert sum(name in asked.body for asked in server.log) == 1
+
+
+async def test_other_refusals_cost_their_row_alone(tmp_path: object) -> None:
+    """A prompt that is refused is not sent again; the row is told with the reason."""
+
+    def script(asked: Asked) -> Response:
+        if "thing 1." in asked.prompt:
+            return Fault(status=400, message="the context is too long")
+        return good(asked)
+
+    with ModelServer(script) as server:
+        items = await generated(server, rows(3))
+    assert max(server.asked().values()) == 1
+    [refused] = [item for item in items if isinstance(item, Rejected)]
+    assert refused.id == 1
+    assert "the context is too long" in refused.reason
+    assert len(items) == 3
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(status=401, message=f"Incorrect API key provided: {KEY}"),
+        Fault(status=404),
+        Fault(status=429, code="insufficient_quota"),
+    ],
+    ids=["key", "model", "quota"],
+)
+async def test_a_server_that_refuses_everything_ends_it(fault: Fault) -> None:
+    """A wrong key, model or address is said at once, without the key in it, and not repeated."""
+    with ModelServer(lambda asked: fault) as server, pytest.raises(InputError) as caught:
+        await generated(server, rows(50), concurrency=2)
+    assert KEY not in str(caught.value)
+    assert str(fault.status) in str(caught.value)
+    assert len(server.log) <= 4
+
+
+async def test_a_key_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the variable nothing is asked, and the message says what to export."""
+    monkeypatch.delenv("TEST_KEY")
+    with ModelServer(good) as server, pytest.raises(InputError, match="export TEST_KEY="):
+        await generated(server, rows(1))
+    assert server.log == []
+
+
+async def test_no_more_requests_at_once_than_asked_for() -> None:
+    """The concurrency is kept, also where samples are asked for one by one."""
+    with ModelServer(lambda asked: Good(texts=["ls"], delay_s=0.02)) as server:
+        await generated(server, rows(10), samples=4, concurrency=3, one_at_a_time=True)
+    assert len(server.log) == 40
+    assert server.most_at_once == 3
+
+
+async def test_requests_a_minute_are_kept() -> None:
+    """The server sees requests as far apart as the limit asks."""
+    with ModelServer(good) as server:
+        await generated(server, rows(6), requests_per_minute=600)
+    times = [asked.at for asked in server.log]
+    assert times[-1] - times[0] >= 5 * 0.1 - 0.05
+
+
+async def test_attempts_come_to_an_end(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A row that stays without an answer is told with the last reason, and kept for another run."""
+    folder = tmp_path_factory.mktemp("answers")
+    with ModelServer(lambda asked: Fault(status=502, message="bad gateway")) as server:
+        items = await generated(server, rows(1), folder=folder, attempts=3)
+    assert len(server.log) == 3
+    [item] = items
+    assert isinstance(item, Rejected)
+    assert "3 attempts failed; the last: status 502: bad gateway" in item.reason
+    [failed] = lines(folder / "failed.jsonl")
+    assert (failed["id"], "502" in failed["reason"]) == (0, True)
