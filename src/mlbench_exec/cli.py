@@ -22,6 +22,7 @@ from mlbench_exec.command import (
 )
 from mlbench_exec.commands.doctor import doctor
 from mlbench_exec.commands.images import images
+from mlbench_exec.commands.shell import shell
 from mlbench_exec.commands.weights import weights
 from mlbench_exec.errors import InputError
 from mlbench_exec.journal import load_run
@@ -43,6 +44,7 @@ def main() -> None:
 main.add_command(weights)
 main.add_command(doctor)
 main.add_command(images)
+main.add_command(shell)
 
 
 @main.command()
