@@ -1,6 +1,8 @@
 """The command line of mlbench-gen: parse, call, exit code."""
 
 import json
+import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import IO, Any
 
 import click
 
-from mlbench_exec import Settings
+from mlbench_exec import InputError, Settings
 from mlbench_exec.command import (
     BAD_INPUT,
     INCOMPLETE,
@@ -22,6 +24,9 @@ from mlbench_exec.options import engine_options, settings_from
 from mlbench_gen.extraction import extract
 from mlbench_gen.generation import Generation
 from mlbench_gen.options import generation_options
+from mlbench_gen.prepare import Preparation, load_pins
+from mlbench_gen.prepare.preparation import ESTIMATE, Options
+from mlbench_gen.progress import Preparing
 
 PROGRAM = "mlbench-gen"
 HUB_DATASET = Settings().dataset
@@ -78,6 +83,119 @@ def extract_command(answers: str, outputs: str) -> int:
     if not used:
         return BAD_INPUT
     return INCOMPLETE if unused else OK
+
+
+@commands.command("prepare")
+@click.option(
+    "--repos",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Checkouts by name; what isn't there is cloned into it.",
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="The dataset folder to make, for --dataset.",
+)
+@click.option("--dataset", default=HUB_DATASET, show_default=True, metavar="D")
+@click.option(
+    "--split",
+    "splits",
+    multiple=True,
+    metavar="NAME[=D]",
+    help="A split, and its file where it has its own. [default: full and quarter]",
+)
+@click.option(
+    "--max-chars", metavar="N|none", help="Cut each README text. ML-Bench: 100000, 400000, none."
+)
+@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Cut after N tokens.")
+@click.option(
+    "--tokenizer",
+    default=ESTIMATE,
+    show_default=True,
+    help="What counts tokens: 3.125 characters each, or a tiktoken encoding.",
+)
+@click.option(
+    "--sentences",
+    type=click.Choice(["rule", "punkt"]),
+    default="rule",
+    show_default=True,
+    help="What ends a sentence; punkt is ML-Bench's, and needs nltk.",
+)
+@click.option(
+    "--pins",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Your own repositories (TOML). [default: ML-Bench's 14]",
+)
+@click.option("--as-is", is_flag=True, help="Take checkouts at whatever commit.")
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="[default: one a core]")
+def prepare_command(
+    repos: Path,
+    out: Path,
+    dataset: str,
+    splits: tuple[str, ...],
+    max_chars: str | None,
+    max_tokens: int | None,
+    tokenizer: str,
+    sentences: str,
+    pins: Path | None,
+    as_is: bool,
+    jobs: int | None,
+) -> int:
+    """Add contexts to the dataset's rows: README texts (task 1) and retrieved segments (task 2).
+
+    The same command again does only what has changed. Exits with 0 when every row got its
+    contexts, 1 when some repositories could not be had.
+    """
+    with Failures(PROGRAM):
+        preparation = Preparation(
+            split_sources(splits, dataset),
+            load_pins(pins),
+            repos,
+            out,
+            Options(
+                max_chars=parse_chars(max_chars),
+                max_tokens=max_tokens,
+                tokenizer=tokenizer,
+                sentences=sentences,
+            ),
+            as_is=as_is,
+            jobs=jobs or len(os.sched_getaffinity(0)),
+        )
+        with Preparing(sys.stderr) as progress:
+            report = preparation.run(progress.tell)
+        for problem in report.problems.values():
+            click.echo(problem, err=True)
+        if report.without_context:
+            click.echo(f"{report.without_context} rows have no context", err=True)
+        click.echo(f"{out}/ can be passed as --dataset", err=True)
+        return INCOMPLETE if report.without_context else OK
+    return INCOMPLETE
+
+
+def split_sources(splits: tuple[str, ...], dataset: str) -> dict[str, str]:
+    """Where each split comes from. A file holds one split; other sources may hold both."""
+    if not splits:
+        splits = ("full",) if Path(dataset).is_file() else ("full", "quarter")
+    sources = {}
+    for split in splits:
+        name, _, source = split.partition("=")
+        if not re.fullmatch(r"\w+", name):
+            raise InputError(f"--split {split!r}: write NAME or NAME=FILE")
+        sources[name] = source or dataset
+    return sources
+
+
+def parse_chars(text: str | None) -> int | None:
+    if text is None or text == "none":
+        return None
+    if not text.isascii() or not text.replace(",", "").isdigit() or not int(text.replace(",", "")):
+        raise InputError(f"--max-chars {text!r}: write a number above 0, or none")
+    return int(text.replace(",", ""))
 
 
 @commands.command("generate")

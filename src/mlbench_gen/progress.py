@@ -2,16 +2,23 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TextIO
+from typing import Self, TextIO
 
 import anyio
 import anyio.to_thread
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from mlbench_gen.tally import Tally
 
-__all__ = ["last_words", "shown"]
+__all__ = ["Preparing", "last_words", "shown"]
 
 LIVE_EVERY_S = 0.25
 LINE_EVERY_S = 10.0
@@ -67,3 +74,31 @@ def last_words(tally: Tally) -> str:
         causes = ", ".join(f"{cause}: {count}" for cause, count in tally.retries.most_common())
         lines.append(f"{tally.requests} requests, of which failed and were repeated: {causes}")
     return "\n".join(lines)
+
+
+class Preparing:
+    """A preparation under way: a bar on a terminal, and a line for each thing that is done."""
+
+    def __init__(self, stream: TextIO) -> None:
+        columns = (BarColumn(), TextColumn("{task.completed} done"), TimeElapsedColumn())
+        self._progress = Progress(
+            *columns, console=Console(file=stream), disable=not stream.isatty()
+        )
+        self._stream = stream
+        self._bar = self._progress.add_task("", total=None)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def tell(self, name: str, what: str) -> None:
+        """Say what became of a repository or split."""
+        line = f"{name}: {what}"
+        if self._progress.disable:
+            print_line(line, self._stream)
+        else:
+            self._progress.console.print(line, markup=False, highlight=False)
+            self._progress.advance(self._bar)
