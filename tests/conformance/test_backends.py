@@ -507,3 +507,22 @@ def test_the_kernel_is_not_pointed_at_the_agent(rig: Rig) -> None:
     """No snippet can make the agent the first to go when memory runs out."""
     seen = rig.python("open('/proc/1/oom_score_adj', 'w').write('1000')")
     assert seen.exit_code == 1, seen
+
+
+LOOKS_INTO_PID_1 = """
+import os
+tries = [lambda name=name: open("/proc/1/" + name, "rb").read(1) for name in ("environ", "mem")]
+tries += [lambda: os.open("/proc/1/fd/3", os.O_RDONLY), lambda: os.listdir("/proc/1/root")]
+tries += [lambda: os.readlink("/proc/1/cwd"), lambda: open("/proc/1/maps").read(1)]
+for attempt in tries:
+    try:
+        print("got", attempt())
+    except OSError as error:
+        print(type(error).__name__)
+"""
+
+
+def test_pid_1_is_not_looked_into(rig: Rig) -> None:
+    """What started a program has its user id, but neither its memory nor its files are open."""
+    seen = rig.python(LOOKS_INTO_PID_1)
+    assert seen.stdout.split() == ["PermissionError"] * 6, seen

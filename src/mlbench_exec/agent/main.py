@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -28,6 +29,7 @@ def main() -> int:
             frames.write(OUT, {"type": "refused", "reason": str(error)})
             return 1
         frames.write(OUT, ready(world))
+        gc.freeze()  # forks share what is here now, and no collection is to touch it
         while True:
             frames.write(OUT, answer(world, frames.read(IN)))
     except frames.HostGone:

@@ -1,12 +1,13 @@
 """The program's side: from fork to exec, giving up everything on the way.
 
-Nested level: an init, pid 1 of fresh namespaces, makes the view and reaps; its child goes into a
-user namespace of its own and becomes python or bash. Fresh level: there is no init.
+Nested level: an init, pid 1 of fresh namespaces, makes the view, gives up everything, starts
+python or bash, and reaps. Fresh level: there is no init.
 """
 
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import resource
@@ -80,43 +81,63 @@ def fork(
         if world.nested:
             _init(world, program, limits, out, err, report)
         else:
-            _program(world, program, limits, out, err, report, None)
+            _program(world, program, limits, out, err, report)
     except Unusable as error:
-        _tell(report, {"unusable": str(error)})
+        tell(report, {"unusable": str(error)})
     except BaseException as error:  # noqa: BLE001 - the parent must hear of anything at all
-        _tell(report, {"failed": "%s: %s" % (type(error).__name__, error)})
+        tell(report, {"failed": "%s: %s" % (type(error).__name__, error)})
     finally:
         os._exit(1)
 
 
-def _tell(report: int, message: dict[str, Any]) -> None:
+def tell(report: int, message: dict[str, Any]) -> None:
     os.write(report, json.dumps(message).encode("ascii") + b"\n")
 
 
 def _init(
     world: World, program: Program, limits: dict[str, Any], out: int, err: int, report: int
 ) -> None:
-    """Pid 1 of the snippet's namespaces: make the view, start the program, reap."""
-    with open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")
+    """Pid 1 of the snippet's namespaces: make the view, start the program, reap.
+
+    It gives up everything itself, and what it starts inherits that: starting a program then needs
+    no second copy of this process. Only one capability stays in its permitted set, so that the
+    program, which has none, may not trace it; exec doesn't hand it on.
+    """
+    gc.disable()
+    outer_proc = become_init(world, program, limits)
+    _enter_folder(program)
+    path, argv = program.command()
+    nothing = os.open("/dev/null", os.O_RDONLY)
+    for fd in (0, 1, 2):
+        os.dup2(nothing, fd)
+    confine(world, limits, outer_proc, signals=False, beside=1, keep=kernel.CAP_LEASE)
+    os.close(outer_proc)
+    tell(report, {"started": time.monotonic()})
+    try:
+        pid = _start(path, argv, program.variables, (nothing, out, err))
+    except (OSError, ValueError) as error:
+        os.write(err, _why_not_started(program, path, error))
+        tell(report, {"status": NOT_EXECUTABLE << 8, "ended": time.monotonic()})
+        pid = -1
+    os.close(out)
+    os.close(err)
+    reap(pid, report)
+
+
+def become_init(world: World, program: Program, limits: dict[str, Any]) -> int:
+    """Enter the rest of the snippet's namespaces and make its view; return the outer /proc's fd."""
+    _be_first_to_go()
     kernel.unshare(NAMESPACES)
     kernel.sethostname("mlbench")
     shm = limits["memory"] or NO_LIMIT_SHM
     view.enter(world.base, program.workdir, program.mended, limits["disk"], shm)
     outer_proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
     view.mount_proc()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            _program(world, program, limits, out, err, report, outer_proc)
-        except Unusable as error:
-            _tell(report, {"unusable": str(error)})
-        except BaseException as error:  # noqa: BLE001 - as above
-            _tell(report, {"failed": "%s: %s" % (type(error).__name__, error)})
-        finally:
-            os._exit(1)
-    os.close(out)
-    os.close(err)
+    return outer_proc
+
+
+def reap(pid: int, report: int) -> None:
+    """Wait for every process, for ever; report the end of `pid`."""
     while True:
         try:
             ended, status, _ = os.wait4(-1, 0)
@@ -124,53 +145,113 @@ def _init(
             signal.pause()
             continue
         if ended == pid:
-            _tell(report, {"status": status, "ended": time.monotonic()})
+            tell(report, {"status": status, "ended": time.monotonic()})
+
+
+def _start(
+    path: str, argv: list[str | bytes], variables: dict[str, str], streams: tuple[int, int, int]
+) -> int:
+    """Start the program in a session of its own; OSError or ValueError if it can't be."""
+    try:
+        return kernel.spawn(path, argv, variables, streams)
+    except NotImplementedError:
+        pass
+    told, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            kernel.default_signals()
+            os.setsid()
+            for target, fd in enumerate(streams):
+                os.dup2(fd, target)
+            os.execve(path, argv, variables)
+        except OSError as error:
+            os.write(tell, b"%d" % (error.errno or errno.EIO))
+        finally:
+            os._exit(NOT_EXECUTABLE)
+    os.close(tell)
+    number = os.read(told, 16)  # nothing once the program runs: its exec has closed `tell`
+    os.close(told)
+    if number:
+        raise OSError(int(number), os.strerror(int(number)))
+    return pid
 
 
 def _program(
-    world: World,
-    program: Program,
-    limits: dict[str, Any],
-    out: int,
-    err: int,
-    report: int,
-    outer_proc: int | None,
+    world: World, program: Program, limits: dict[str, Any], out: int, err: int, report: int
 ) -> None:
-    """The child that becomes the snippet: everything is given up, then python or bash runs."""
+    """Fresh level: this process becomes the snippet."""
+    settle(program, out, err)
+    path, argv = program.command()
+    confine(world, limits, None)
+    tell(report, {"started": time.monotonic()})
+    try:
+        os.execve(path, argv, program.variables)
+    except (OSError, ValueError) as error:
+        os.write(2, _why_not_started(program, path, error))
+    os._exit(NOT_EXECUTABLE)
+
+
+def settle(program: Program, out: int, err: int) -> None:
+    """A session of its own, the snippet's folder and script, and its three streams."""
     os.setsid()
+    _enter_folder(program)
+    stdin = os.open("/dev/null", os.O_RDONLY)
+    for source, target in ((stdin, 0), (out, 1), (err, 2)):
+        os.dup2(source, target)
+
+
+def _enter_folder(program: Program) -> None:
     if not os.path.isdir(program.cwd):
         raise Unusable("there is no folder %s in the sandbox" % program.cwd)
     os.chdir(program.cwd)
     os.umask(0o022)
     if program.language == "python":
         _write_script(program)
-    path, argv = program.command()
-    stdin = os.open("/dev/null", os.O_RDONLY)
-    for source, target in ((stdin, 0), (out, 1), (err, 2)):
-        os.dup2(source, target)
+
+
+def confine(
+    world: World,
+    limits: dict[str, Any],
+    outer_proc: int | None,
+    signals: bool = True,
+    beside: int = 0,
+    keep: int | None = None,
+) -> None:
+    """Take on the snippet's limits and give up every right, for all that is executed from here on.
+
+    `signals` says whether their actions are set back. `beside` processes of ours are counted with
+    the snippet's. `keep` is a capability that stays permitted.
+    """
     if world.nested:
         kernel.unshare(kernel.CLONE_NEWUSER)
         map_user(world.inner_uid, world.uid, world.inner_gid, world.gid, outer_proc)
     else:
         kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")
-    _set_rlimits(world, limits)
-    kernel.default_signals()
-    kernel.drop_capabilities(bounding=world.nested)
+        _be_first_to_go()
+    _set_rlimits(world, limits, beside)
+    if signals:
+        kernel.default_signals()
+    kernel.drop_capabilities(bounding=world.nested, keep=keep)
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     if world.filter:
         kernel.install_filter(world.filter)
-    _tell(report, {"started": time.monotonic()})
-    try:
-        os.execve(path, argv, program.variables)
-    except OSError as error:
-        if error.errno == errno.ENOENT:
-            raise Unusable("%s can't be started: %s" % (path, error.strerror)) from None
-        os.write(2, ("mlbench-exec: %s: %s\n" % (program.language, error.strerror)).encode())
-    except ValueError as error:  # a NUL byte in a bash snippet
-        os.write(2, ("mlbench-exec: %s: %s\n" % (program.language, error)).encode())
-    os._exit(NOT_EXECUTABLE)
+
+
+def _be_first_to_go() -> None:
+    """When memory runs out, before anything else on this machine."""
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
+
+
+def _why_not_started(program: Program, path: str, error: Exception) -> bytes:
+    """What a program that can't be executed says; `Unusable` where its interpreter is missing."""
+    if isinstance(error, OSError) and error.errno == errno.ENOENT:
+        raise Unusable("%s can't be started: %s" % (path, error.strerror)) from None
+    if isinstance(error, OSError) and error.errno in (errno.EAGAIN, errno.ENOMEM):
+        raise error  # for want of processes or memory, which is not the program's doing
+    why = error.strerror if isinstance(error, OSError) else error  # a NUL byte in a bash snippet
+    return ("mlbench-exec: %s: %s\n" % (program.language, why)).encode()
 
 
 def _write_script(program: Program) -> None:
@@ -199,7 +280,7 @@ def map_user(
             os.close(fd)
 
 
-def _set_rlimits(world: World, limits: dict[str, Any]) -> None:
+def _set_rlimits(world: World, limits: dict[str, Any], beside: int) -> None:
     def lower(kind: int, value: int) -> None:
         _, hard = resource.getrlimit(kind)
         if hard != resource.RLIM_INFINITY:
@@ -212,6 +293,6 @@ def _set_rlimits(world: World, limits: dict[str, Any]) -> None:
     lower(resource.RLIMIT_SIGPENDING, MAX_PENDING_SIGNALS)
     lower(resource.RLIMIT_MSGQUEUE, MAX_MESSAGE_QUEUE_BYTES)
     if world.nproc and limits["pids"]:
-        lower(resource.RLIMIT_NPROC, limits["pids"])
+        lower(resource.RLIMIT_NPROC, limits["pids"] + beside)
     if limits["memory"] and not world.counters.has_memory:
         lower(resource.RLIMIT_DATA, limits["memory"])

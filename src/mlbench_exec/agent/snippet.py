@@ -4,7 +4,7 @@ Nested level, as processes:
 
     agent              waits, drains pipes, samples, enforces limits
     └─ init            pid 1 of the snippet's own namespaces; reaps; its death kills all the rest
-       └─ program      in a user namespace of its own, without capabilities; python or bash
+       └─ program      in the same namespaces, without capabilities; python or bash
 
 Fresh level: the agent is pid 1 of a container that serves this one snippet; there is no init.
 """
