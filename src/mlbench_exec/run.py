@@ -329,6 +329,8 @@ class Evaluation:
         lacking = engine.missing_weights(self._open)
         if lacking:
             facts["weights"] = weights_words(lacking, self.settings.weights)
+        if saved := _saved_words(self.settings):
+            facts["saves work"] = saved
         facts["folder"] = str(self.folder)
         if self._judged:
             done = sum(len(row) for row in self._judged.values())
@@ -434,6 +436,15 @@ def _dataset_words(engine: Engine) -> str:
     dataset = engine.dataset
     assert dataset is not None
     return f"{dataset.source}, split {dataset.split}, {len(dataset.samples)} rows"
+
+
+def _saved_words(settings: Settings) -> str:
+    words = []
+    if settings.until_pass:
+        words.append("stops a row where no pass@k can change (--until-pass)")
+    if settings.share_identical:
+        words.append("executes equal outputs of a row once (--share-identical)")
+    return "; ".join(words)
 
 
 def _backend_facts(engine: Engine) -> dict[str, str]:

@@ -7,6 +7,7 @@ import msgspec
 from mlbench_exec import rules
 from mlbench_exec.rules import StaticCheck
 from mlbench_exec.samples import Sample
+from mlbench_exec.scores import KS
 from mlbench_exec.submissions import Submission, output_hash
 from mlbench_exec.verdicts import Unjudged, Verdict
 
@@ -45,8 +46,8 @@ def plan(
 ) -> Plan:
     """Plan a row. `judged` holds what is known already: whether it passed, by index.
 
-    Outputs after one that passed are skipped with `until_pass`, since no pass@k can change; those
-    that a static check fails keep that verdict, which costs nothing.
+    With `until_pass`, outputs that can't change any pass@k are skipped: those after one that
+    passed, and those beyond the largest k. What a static check fails keeps that verdict.
     """
     verdicts: list[Verdict] = []
     unjudged: list[Unjudged] = []
@@ -62,7 +63,7 @@ def plan(
         checks, code_hash = rules.check(sample, code), output_hash(code)
         if not checks.ok:
             verdicts.append(rules.static_verdict(sample, index, code_hash, checks))
-        elif until_pass and first_pass is not None and index > first_pass:
+        elif until_pass and (index >= KS[-1] or (first_pass is not None and index > first_pass)):
             verdicts.append(rules.skipped_verdict(sample, index, code_hash, checks))
         else:
             same = executions.get(code_hash) if joins else None
