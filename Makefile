@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format images clean
+.PHONY: help demo test bench lint format images clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,6 +12,7 @@ ENVIRONMENTS := runs/demo.environments.toml
 help:
 	@echo "make demo     judge 60 small outputs, to see what a run looks like"
 	@echo "make test     run the tests (ARGS='-k name' chooses)"
+	@echo "make bench    measure, beside other ways to do it (ARGS='overhead --quick' chooses)"
 	@echo "make lint     check style, types, import directions and the agent's Python version"
 	@echo "make format   put the code into its one form"
 	@echo "make images   build the images that the Docker tests use (root, debootstrap)"
@@ -25,11 +26,14 @@ demo: $(VENV)/.installed $(ENVIRONMENTS)
 test: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest $(ARGS)
 
+bench: $(VENV)/.installed-bench
+	$(VENV)/bin/python -m bench $(ARGS)
+
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/mypy tests
+	$(VENV)/bin/mypy tests bench
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/vermin -t=3.7- --no-tips --violations src/mlbench_exec/agent
 
@@ -57,10 +61,11 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 # `pip install --group` needs a pip newer than many distributions have.
-$(VENV)/.installed-dev: $(VENV)/.installed pyproject.toml
+$(VENV)/.installed-dev $(VENV)/.installed-bench: $(VENV)/.installed-%: \
+		$(VENV)/.installed pyproject.toml
 	$(VENV)/bin/python -c 'import tomllib; content = tomllib.load(open("pyproject.toml", "rb")); \
-		print(*content["dependency-groups"]["dev"], sep="\n")' > $(VENV)/dev-requirements.txt
-	$(VENV)/bin/python -m pip install --quiet --requirement $(VENV)/dev-requirements.txt
+		print(*content["dependency-groups"]["$*"], sep="\n")' > $(VENV)/$*-requirements.txt
+	$(VENV)/bin/python -m pip install --quiet --requirement $(VENV)/$*-requirements.txt
 	@touch $@
 
 $(VENV)/bin/python:

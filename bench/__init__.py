@@ -1,0 +1,1 @@
+"""Measurements of the engine, each run by hand: `python -m bench.NAME`."""

@@ -1,0 +1,103 @@
+"""Measure, side by side in one run: `python -m bench [NAME…] [--quick] [--out DIR]`.
+
+Writes DIR/bench.json (what was measured, figures, targets), DIR/table.md and a plot for each
+measurement. Names: overhead, torch, slots, scale, startup, corpus; all of them by default.
+`--quick` takes seconds and shows only that everything works: its figures mean nothing.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bench import corpus, machine, overhead, scale, show, slots, startup, torch_rows
+from bench.figures import Summary
+
+RESULTS = Path(__file__).parent / "results"
+
+
+class Written(msgspec.Struct, frozen=True, kw_only=True):
+    """What bench.json holds."""
+
+    machine: machine.Machine
+    quick: bool
+    measured: dict[str, Any]
+    summaries: dict[str, Summary]
+
+
+def measurements(cores: int, quick: bool) -> dict[str, Callable[[], tuple[Any, Summary]]]:
+    """By name: measures, and sums up."""
+
+    def of_overhead() -> tuple[Any, Summary]:
+        measured = overhead.measure(cores, quick=quick)
+        return measured, overhead.summarize(measured)
+
+    def of_torch() -> tuple[Any, Summary]:
+        ways = torch_rows.measure(quick=quick)
+        return ways, torch_rows.summarize(ways)
+
+    def of_slots() -> tuple[Any, Summary]:
+        found = slots.measure(quick=quick)
+        return found, slots.summarize(found)
+
+    def of_scale() -> tuple[Any, Summary]:
+        found = scale.measure(quick=quick)
+        return found, scale.summarize(found)
+
+    def of_startup() -> tuple[Any, Summary]:
+        found = startup.measure(quick=quick)
+        return found, startup.summarize(found)
+
+    def of_corpus() -> tuple[Any, Summary]:
+        measured = corpus.measure(quick=quick)
+        return measured, corpus.summarize(measured)
+
+    return {
+        "overhead": of_overhead,
+        "torch": of_torch,
+        "slots": of_slots,
+        "scale": of_scale,
+        "startup": of_startup,
+        "corpus": of_corpus,
+    }
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    asked = parser.parse_args(arguments)
+    here = machine.describe()
+    known = measurements(here.cores, asked.quick)
+    names = asked.names or list(known)
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"{', '.join(unknown)}: the names are {', '.join(known)}")
+    asked.out.mkdir(parents=True, exist_ok=True)
+    measured: dict[str, Any] = {}
+    summaries: dict[str, Summary] = {}
+    for name in names:
+        started = time.monotonic()
+        print(f"{name} …", file=sys.stderr, flush=True)  # noqa: T201
+        measured[name], summaries[name] = known[name]()
+        took = time.monotonic() - started
+        print(f"{name}: measured in {took:.0f} s", file=sys.stderr, flush=True)  # noqa: T201
+        written = Written(machine=here, quick=asked.quick, measured=measured, summaries=summaries)
+        write(asked.out, written)
+    print(show.table(here, summaries))  # noqa: T201
+    return 0
+
+
+def write(folder: Path, written: Written) -> None:
+    """Whole files, after each measurement: one that fails leaves those before it."""
+    (folder / "bench.json").write_bytes(msgspec.json.format(msgspec.json.encode(written)) + b"\n")
+    (folder / "table.md").write_text(show.table(written.machine, written.summaries))
+    show.plots(folder, written.summaries)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
