@@ -5,7 +5,7 @@ import msgspec
 from bench import floors, peers, places
 from bench.figures import Figure, Summary, Target, median, ratio, steady_rate
 from bench.floors import NOTHING, Rate
-from bench.judging import NOT_WARM, Judged, Request, Row, judge
+from bench.judging import KNOWS_PRELOAD, NOT_WARM, Judged, Request, Row, judge
 
 CONCURRENCIES = (1, 8, 32)
 COUNTS = {1: 100, 8: 480, 32: 800}
@@ -57,14 +57,22 @@ def measure(cores: int, *, quick: bool = False) -> Measured:
 
 
 def summarize(measured: Measured) -> Summary:
-    figures = []
-    for point in measured.points:
-        name = f"{point.way}, {point.concurrency} at once"
-        if point.rate is None:
-            figures.append(Figure(name=name, value=None, unit="/s", note=point.note))
-            continue
-        figures.append(Figure(name=name, value=point.rate, unit="/s", note=_details(point)))
-    return Summary(figures=tuple(figures), targets=_targets(measured))
+    figures = [
+        Figure(
+            name=f"{point.way}, {point.concurrency} at once",
+            value=point.rate,
+            unit="/s",
+            note=point.note if point.rate is None else _details(point),
+        )
+        for point in measured.points
+    ]
+    seen = _Seen(measured)
+    for way in ("docker cold", "docker warm", "local cold", "local warm"):
+        share = ratio(seen.rate(way, 8), seen.rate("fork + exec", 8))
+        if share is not None:
+            name = f"{way}, 8 at once, to fork + exec"
+            figures.append(Figure(name=name, value=share, unit="times"))
+    return Summary(figures=tuple(figures), targets=_targets(seen, measured.cores))
 
 
 def _details(point: Point) -> str:
@@ -72,79 +80,71 @@ def _details(point: Point) -> str:
     return ", ".join(f"{name} {value:.1f} ms" for name, value in parts.items() if value)
 
 
-def _targets(measured: Measured) -> tuple[Target, ...]:
-    rates = {(point.way, point.concurrency): point.rate for point in measured.points}
-    own = {(point.way, point.concurrency): point.own_ms for point in measured.points}
-    cold, warm = rates.get(("docker cold", 8)), rates.get(("docker warm", 8))
-    best_run = max((r for (way, _), r in rates.items() if way == "docker run" and r), default=None)
-    bare = rates.get(("fork + exec", 8))
-    found: list[tuple[str, float | None, str, float, str]] = [
-        ("docker, cold, 8 at once", ratio(cold, measured.cores), "runs/s a core", 50, "at least"),
-        ("docker, warm, 8 at once", ratio(warm, measured.cores), "runs/s a core", 80, "at least"),
-        (
-            "docker, warm, to docker exec",
-            ratio(warm, rates.get(("docker exec", 8))),
-            "times",
-            10,
-            "at least",
-        ),
+class _Seen:
+    """Points by way and concurrency."""
+
+    def __init__(self, measured: Measured) -> None:
+        self._points = {(point.way, point.concurrency): point for point in measured.points}
+
+    def rate(self, way: str, concurrency: int) -> float | None:
+        point = self._points.get((way, concurrency))
+        return point.rate if point else None
+
+    def best(self, way: str) -> float | None:
+        rates = (point.rate for (name, _), point in self._points.items() if name == way)
+        return max((rate for rate in rates if rate), default=None)
+
+    def beyond_floor_ms(self, way: str) -> float | None:
+        """What one takes longer, one at a time, than fork + exec of the same Python."""
+        one, floor = self._points.get((way, 1)), self._points.get(("fork + exec", 1))
+        if one is None or floor is None or one.each_ms is None or floor.each_ms is None:
+            return None
+        return one.each_ms - floor.each_ms
+
+
+def _targets(seen: _Seen, cores: int) -> tuple[Target, ...]:
+    cold, warm = seen.rate("docker cold", 8), seen.rate("docker warm", 8)
+    at_least: list[tuple[str, float | None, str, float]] = [
+        ("docker, cold, 8 at once", ratio(cold, cores), "runs/s a core", 50),
+        ("docker, warm, 8 at once", ratio(warm, cores), "runs/s a core", 80),
+        ("docker, warm, to docker exec", ratio(warm, seen.rate("docker exec", 8)), "times", 10),
         (
             "docker, warm, to llm-sandbox's pool",
-            ratio(warm, rates.get(("llm-sandbox's pool", 8))),
+            ratio(warm, seen.rate("llm-sandbox's pool", 8)),
             "times",
             15,
-            "at least",
         ),
         (
             "one fresh container a snippet, to the best of docker run",
-            ratio(rates.get(("docker fresh", 8)), best_run),
+            ratio(seen.rate("docker fresh", 8), seen.best("docker run")),
             "times",
             0.9,
-            "at least",
-        ),
-        (
-            "docker, cold, 1 at once: beyond the program",
-            own.get(("docker cold", 1)),
-            "ms",
-            10,
-            "below",
-        ),
-        (
-            "local, cold, 1 at once: beyond the program",
-            own.get(("local cold", 1)),
-            "ms",
-            10,
-            "below",
         ),
     ]
-    targets = [
-        Target(
-            name=name,
-            value=value,
-            unit=unit,
-            wanted=wanted,
-            sense=msgspec.convert(sense, Target.__annotations__["sense"]),
-        )
-        for name, value, unit, wanted, sense in found
-    ]
-    share = ratio(cold, bare)
-    if share is not None:  # no target: what the machine's own floor leaves to reach
-        targets.append(
+    return (
+        *(
+            Target(name=name, value=value, unit=unit, wanted=wanted, sense="at least")
+            for name, value, unit, wanted in at_least
+        ),
+        *(
             Target(
-                name="docker, cold, to fork + exec, 8 at once",
-                value=share,
-                unit="times",
-                wanted=0,
-                sense="at least",
+                name=f"{way}, 1 at once: beyond fork + exec",
+                value=seen.beyond_floor_ms(way),
+                unit="ms",
+                wanted=10,
+                sense="below",
             )
-        )
-    return tuple(targets)
+            for way in ("docker cold", "docker warm", "local cold", "local warm")
+        ),
+    )
 
 
 def _engine(
     backend: str, concurrency: int, count: int, *, warm: bool, fresh: bool = False
 ) -> Point:
     way = f"{backend} {'fresh' if fresh else 'warm' if warm else 'cold'}"
+    if warm and not KNOWS_PRELOAD:
+        return Point(way=way, concurrency=concurrency, note=NOT_WARM)
     with places.plain(backend) as place:
         request = Request(
             environments=place.toml,

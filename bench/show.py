@@ -60,7 +60,9 @@ def plots(folder: Path, summaries: Mapping[str, Summary]) -> list[Path]:
         if not shown:
             continue
         chart, axes = pyplot.subplots(figsize=(8, 0.8 + 0.3 * len(shown)), layout="constrained")
-        bars = axes.barh([figure.name for figure in shown], [figure.value for figure in shown])
+        bars = axes.barh(
+            [figure.name for figure in shown], [figure.value or 0.0 for figure in shown]
+        )
         axes.bar_label(bars, fmt="%.3g", padding=3)
         axes.invert_yaxis()
         axes.margins(x=0.12)

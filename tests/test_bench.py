@@ -92,8 +92,9 @@ def test_overhead_is_held_to_ratios() -> None:
         cores=2,
         points=(
             *(Point(way=way, concurrency=at, rate=rate) for (way, at), rate in points.items()),
-            Point(way="docker cold", concurrency=1, rate=30, own_ms=9.0),
-            Point(way="local cold", concurrency=1, rate=30, own_ms=11.0),
+            Point(way="fork + exec", concurrency=1, rate=60, each_ms=15.0),
+            Point(way="docker cold", concurrency=1, rate=41, each_ms=24.0),
+            Point(way="local cold", concurrency=1, rate=40, each_ms=25.0),
         ),
     )
     assert met(overhead.summarize(measured)) == {
@@ -102,8 +103,10 @@ def test_overhead_is_held_to_ratios() -> None:
         "docker, warm, to docker exec": True,
         "docker, warm, to llm-sandbox's pool": False,
         "one fresh container a snippet, to the best of docker run": True,
-        "docker, cold, 1 at once: beyond the program": True,
-        "local, cold, 1 at once: beyond the program": False,
+        "docker cold, 1 at once: beyond fork + exec": True,
+        "docker warm, 1 at once: beyond fork + exec": None,
+        "local cold, 1 at once: beyond fork + exec": False,
+        "local warm, 1 at once: beyond fork + exec": None,
     }
 
 
