@@ -18,6 +18,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from mlbench_exec import rules, schedule
 from mlbench_exec.backends.docker import DockerBackend
+from mlbench_exec.backends.gpus import GpuSlots, slots_for
 from mlbench_exec.backends.local import LocalBackend
 from mlbench_exec.dataset import Dataset, load_dataset
 from mlbench_exec.environments import Environment, Environments, load_environments, offline
@@ -31,7 +32,7 @@ from mlbench_exec.errors import (
     SandboxFailed,
 )
 from mlbench_exec.patience import Patience, pause_s
-from mlbench_exec.pool import Pool, Statistics
+from mlbench_exec.pool import SPARES, Pool, Statistics
 from mlbench_exec.samples import Key, Sample
 from mlbench_exec.sandbox import Backend, Job, Observation
 from mlbench_exec.schedule import Chain, Execution
@@ -94,6 +95,7 @@ class Engine:
         self.settings = settings or Settings()
         self.dataset: Dataset | None = None
         self.why_backend = "given"
+        self.gpus: GpuSlots | None = None
         self.weights: Manifest = {}
         self.weights_present: frozenset[str] = frozenset()
         self._samples = samples
@@ -139,6 +141,12 @@ class Engine:
             if row.github_id is not None and row.id is not None
         }
 
+    @property
+    def size(self) -> int:
+        """Sandboxes at once: with GPUs, no more than there are devices."""
+        size = self.settings.resolved_concurrency()
+        return min(size, len(self.gpus.devices)) if self.gpus else size
+
     def missing_weights(self, outputs: Mapping[Key, int]) -> list[Missing]:
         """Files that so many outputs, counted by row, need and that aren't here. May block."""
         if self._environments is None or not self.weights:
@@ -172,11 +180,13 @@ class Engine:
         try:
             await self._load()
             if self._backend is None:
+                self.gpus = await anyio.to_thread.run_sync(self._find_gpus)
                 self._backend, self.why_backend = await self._start_backend()
             else:
                 await self._stack.enter_async_context(self._backend)
-            size = self.settings.resolved_concurrency()
-            self._pool = await self._stack.enter_async_context(Pool(self._backend, size))
+            # A spare sandbox would need a device of its own.
+            pool = Pool(self._backend, self.size, spares=0 if self.gpus else SPARES)
+            self._pool = await self._stack.enter_async_context(pool)
             self._tasks = anyio.create_task_group()
             await self._tasks.__aenter__()
             self._stack.push_async_callback(self._end_tasks)
@@ -288,7 +298,7 @@ class Engine:
             limits=settings.limits,
             network=settings.network,
             mounts=settings.mounts,
-            gpus=settings.gpus,
+            gpus=self.gpus,
             runtime=settings.runtime,
             run=self._run_name,
             fresh=settings.fresh,
@@ -310,6 +320,12 @@ class Engine:
         except BackendUnavailable as error:
             raise BackendUnavailable(f"no backend starts: docker: {why}; {error}") from error
 
+    def _find_gpus(self) -> GpuSlots | None:
+        """The devices of this machine say nothing of those of a daemon elsewhere."""
+        host = os.environ.get("DOCKER_HOST", "")
+        is_local = self.settings.backend == "local" or host.startswith("unix:") or not host
+        return slots_for(self.settings.gpus, is_local=is_local)
+
     def _local(self) -> LocalBackend:
         settings = self.settings
         if settings.runtime is not None:
@@ -321,7 +337,7 @@ class Engine:
             limits=settings.limits,
             network=settings.network,
             mounts=settings.mounts,
-            gpus=settings.gpus,
+            gpus=self.gpus,
         )
 
     async def _execute(self, execution: Execution) -> tuple[Outcome, ...]:
@@ -478,7 +494,7 @@ class VerdictStream:
         self._ended = anyio.Event()
         self._send: MemoryObjectSendStream[Outcome]
         self._receive: MemoryObjectReceiveStream[Outcome]
-        size = engine.settings.resolved_concurrency()
+        size = engine.size
         self._send, self._receive = anyio.create_memory_object_stream[Outcome](size)
         self._workers = size
 

@@ -44,3 +44,7 @@ class MachineTooBusy(SandboxFailed):
 
 class BackendLost(SandboxFailed):
     """A backend that had started doesn't answer any more; it may come back."""
+
+
+class SlotBroken(SandboxFailed):
+    """What a slot has to itself can't be used any more; no sandbox is opened there again."""

@@ -11,7 +11,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from mlbench_exec.environments import Environment
-from mlbench_exec.errors import EnvironmentUnusable, MLBenchExecError
+from mlbench_exec.errors import EnvironmentUnusable, MLBenchExecError, SlotBroken
 from mlbench_exec.sandbox import Backend, Sandbox
 
 SPARES = 4  # single-use sandboxes kept ready beyond those in use
@@ -43,19 +43,21 @@ class Pool:
 
     Single-use sandboxes are replaced in the background, in some spare slots beyond `size`.
     Invariant: whoever holds a permit finds an idle sandbox, a free slot, or a slot that is being
-    refilled and will become one of these.
+    refilled and will become one of these; or, once slots have broken, waits for another's.
     """
 
-    def __init__(self, backend: Backend, size: int) -> None:
+    def __init__(self, backend: Backend, size: int, *, spares: int = SPARES) -> None:
         self.size = size
         self._backend = backend
         self._permits = anyio.Semaphore(size)
         self._gathering = anyio.Lock()
-        self._free = list(range(size + SPARES - 1, -1, -1))  # slot numbers, the lowest last
+        self._free = list(range(size + spares - 1, -1, -1))  # slot numbers, the lowest last
         self._idle: list[_Idle] = []  # least recently used first
         self._lent = 0
         self._refilling = 0
         self._opened = self._opening = 0
+        self._slots = len(self._free)  # that aren't broken
+        self._why_none = ""
         self._is_single_use = False
         self._changed = anyio.Event()
         self._borrowers: set[anyio.CancelScope] = set()
@@ -168,6 +170,8 @@ class Pool:
 
     async def _take(self, key: str, environment: Environment, fresh: bool) -> Lease:
         while True:
+            if self._why_none:
+                raise SlotBroken(self._why_none)
             for position in range(len(self._idle) - 1, -1, -1):
                 if self._idle[position].key == key and not fresh:
                     return self._idle.pop(position).lease
@@ -202,6 +206,12 @@ class Pool:
         self._opening += 1
         try:
             sandbox = await self._backend.open(environment, slot)
+        except SlotBroken as error:  # not given back: whoever waits gets another's
+            self._slots -= 1
+            if not self._slots:
+                self._why_none = f"no slot is left: {error}"
+            self._notify()
+            raise
         except BaseException:
             self._release(slot)
             raise

@@ -183,6 +183,8 @@ class Evaluation:
                 await anyio.to_thread.run_sync(self._show_header, engine)
                 async with log_to(self.folder):
                     unjudged = await self._judge(engine, journal, tally)
+                for reason in engine.gpus.broken.values() if engine.gpus else ():
+                    self._stderr.write(f"{reason}\n")
                 summary = await anyio.to_thread.run_sync(self._score, tally, journal.manifest)
         return Outcome(summary=summary, unjudged=unjudged, usable=self._usable)
 
@@ -272,7 +274,7 @@ class Evaluation:
                     tally.add_unjudged(outcome)
                     progress.unjudged()
                 statistics = engine.statistics()
-                progress.sandboxes = (statistics.lent, engine.settings.resolved_concurrency())
+                progress.sandboxes = (statistics.lent, engine.size)
             self._usable = len(stream.rows)
             for key, outputs in stream.rows.items():
                 tally.declare(key, outputs)
@@ -448,12 +450,17 @@ def _saved_words(settings: Settings) -> str:
 
 
 def _backend_facts(engine: Engine) -> dict[str, str]:
-    settings, size = engine.settings, engine.settings.resolved_concurrency()
+    settings, size = engine.settings, engine.size
     facts = {
         "backend": f"{engine.backend.name} ({engine.why_backend})",
         "isolation": engine.backend.level,
         "sandboxes": f"{size} at once",
     }
+    if engine.gpus is not None:
+        numbers = ", ".join(str(device.index) for device in engine.gpus.devices)
+        facts["gpus"] = f"{numbers}: one for each sandbox, which sees it as device 0"
+        if not engine.gpus.is_checked:
+            facts["gpus"] += '; memory is not checked: pip install "mlbench-exec[gpu]" does that'
     memory = settings.limits.memory_bytes
     if memory is not None:
         facts["sandboxes"] += f", {memory / GIB:g} GiB of memory each"

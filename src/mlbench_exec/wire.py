@@ -83,6 +83,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     inner_uid: int | None = None  # the snippet's user id as it sees it; None: the agent's
     own_network: bool = False
     gpus: bool = False
+    gpu_nodes: tuple[str, ...] | None = None  # names in /dev; None: all that are there
     spare: str | None = None
     filter: bytes = b""
     cgroups: Mapping[str, str] | None = None  # None: the agent's own, as a container sees it

@@ -56,6 +56,7 @@ class Base:
         self.uid = os.getuid()
         self.inner_uid: int | None = spec["inner_uid"]
         self.gpus: bool = spec["gpus"]
+        self.gpu_nodes: list[str] | None = spec["gpu_nodes"]
         # A folder on disk for mended files; without one they go to a tmpfs.
         self.spare: str | None = spec["spare"]
         self.workdirs: list[str] = spec["workdirs"]
@@ -264,7 +265,8 @@ def _stash(root: str, number: int, entry: dict[str, Any], idmap: IdMapper | None
 def _make_dev(base: Base, root: str) -> None:
     names = list(DEVICES)
     if base.gpus:
-        names += [name for name in os.listdir("/dev") if name.startswith(GPU_DEVICES)]
+        there = [name for name in os.listdir("/dev") if name.startswith(GPU_DEVICES)]
+        names += [n for n in there if base.gpu_nodes is None or n in base.gpu_nodes]
     for name in names:
         source, target = "/dev/" + name, root + "/dev/" + name
         if not os.path.exists(source):

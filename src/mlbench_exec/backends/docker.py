@@ -20,6 +20,7 @@ from mlbench_exec import seccomp, wire
 from mlbench_exec.backends import daemons
 from mlbench_exec.backends.agent_sandbox import AgentSandbox, NestingRefused
 from mlbench_exec.backends.cgroups import HEADROOM_BYTES, HEADROOM_PIDS
+from mlbench_exec.backends.gpus import VARIABLES, GpuSlots
 from mlbench_exec.backends.identity import engine_identity, is_dead
 from mlbench_exec.backends.interpreters import is_below
 from mlbench_exec.environments import Environment, Mount
@@ -37,6 +38,10 @@ RUN_LABEL = "mlbench-exec.run"
 STAGING = "/.mlbench/mounts"
 STARTS_AT_ONCE = 4  # a daemon gets slower, not faster, with more
 CALL_TIMEOUT_S = 120.0
+TOOLKIT = (
+    "GPUs in containers need NVIDIA's Container Toolkit: install it, then sudo nvidia-ctk runtime "
+    "configure --runtime=docker && sudo systemctl restart docker; or leave out --gpus"
+)
 DAEMON_ERRORS = (aiodocker.DockerError, aiohttp.ClientError, OSError, TimeoutError)
 CLOSE_WITHIN_S = 20.0
 LAST_TRY_WITHIN_S = 5.0
@@ -75,7 +80,7 @@ class DockerBackend:
         limits: Limits,
         network: Network = "none",
         mounts: tuple[Mount, ...] = (),
-        gpus: str = "none",
+        gpus: GpuSlots | None = None,
         runtime: str | None = None,
         run: str = "",
         fresh: bool = False,
@@ -181,6 +186,12 @@ class DockerBackend:
 
     async def open(self, environment: Environment, slot: int) -> Sandbox:
         self.check(environment)
+        if self._gpus is None:
+            return await self._open(environment, slot)
+        await self._gpus.wait_ready(slot)
+        return self._gpus.watched(await self._open(environment, slot), slot)
+
+    async def _open(self, environment: Environment, slot: int) -> Sandbox:
         if self._is_nested:
             try:
                 return await self._open_nested(environment, slot)
@@ -328,9 +339,8 @@ class DockerBackend:
             host["CpusetCpus"] = self._cpuset(slot)
             if limits.cpus != int(limits.cpus):
                 host["NanoCpus"] = int(min(limits.cpus, self._cpus) * 1e9)
-        if self._gpus != "none":
-            which = {"Count": -1} if self._gpus == "all" else {"DeviceIDs": self._gpus.split(",")}
-            host["DeviceRequests"] = [{"Driver": "", "Capabilities": [["gpu"]], **which}]
+        if self._gpus is not None:
+            host["DeviceRequests"] = [self._gpus.device(slot).request]
         if self._runtime:
             host["Runtime"] = self._runtime
         return {
@@ -347,6 +357,7 @@ class DockerBackend:
             "AttachStderr": True,
             "Tty": False,
             "Healthcheck": {"Test": ["NONE"]},
+            "Env": [f"{name}={value}" for name, value in VARIABLES.items()] if self._gpus else [],
             "Labels": {ENGINE_LABEL: self._label, RUN_LABEL: self._run},
             "HostConfig": host,
         }
@@ -378,7 +389,7 @@ class DockerBackend:
             ),
             copies=() if nested else tuple((source, mount.target) for source, mount in staged),
             workdirs=tuple(workdirs) if nested else (environment.workdir,),
-            gpus=self._gpus != "none",
+            gpus=self._gpus is not None,
             filter=seccomp.snippet_filter(hello.machine),
         )
 
@@ -430,7 +441,8 @@ def _translated(doing: str) -> Any:
             raise BackendLost(
                 f"no Docker daemon answers at {_place()} any more ({error}); start it again"
             ) from error
-        raise SandboxFailed(f"Docker failed while {doing}: {error}") from error
+        hint = f"; {TOOLKIT}" if "could not select device driver" in str(error) else ""
+        raise SandboxFailed(f"Docker failed while {doing}: {error}{hint}") from error
 
 
 def _own_label() -> str:

@@ -16,6 +16,7 @@ from anyio.abc import Process
 from mlbench_exec import seccomp, wire
 from mlbench_exec.backends import cgroups, identity, interpreters
 from mlbench_exec.backends.agent_sandbox import AgentSandbox, NestingRefused
+from mlbench_exec.backends.gpus import VARIABLES, GpuSlots
 from mlbench_exec.environments import Environment, Mount
 from mlbench_exec.errors import BackendUnavailable, EnvironmentUnusable, SandboxFailed
 from mlbench_exec.sandbox import Limits, Sandbox
@@ -46,14 +47,14 @@ class LocalBackend:
         limits: Limits,
         network: Network = "none",
         mounts: tuple[Mount, ...] = (),
-        gpus: str = "none",
+        gpus: GpuSlots | None = None,
         agent_python: str = sys.executable,
     ) -> None:
         self._agent_python = agent_python
         self._limits = limits
         self._network = network
         self._mounts = mounts
-        self._gpus = gpus != "none"
+        self._gpus = gpus
         self._cgroups: cgroups.Cgroups | None = None
         self._folder: Path | None = None
         self._visible: dict[str, tuple[str, ...]] = {}
@@ -110,6 +111,12 @@ class LocalBackend:
 
     async def open(self, environment: Environment, slot: int) -> Sandbox:
         await anyio.to_thread.run_sync(self.check, environment)
+        if self._gpus is None:
+            return await self._open(environment, slot)
+        await self._gpus.wait_ready(slot)
+        return self._gpus.watched(await self._open(environment, slot), slot)
+
+    async def _open(self, environment: Environment, slot: int) -> Sandbox:
         stash, variables = await self._surroundings(environment)
         try:
             return await self._start(stash, variables, environment.workdir, slot)
@@ -138,7 +145,7 @@ class LocalBackend:
     def _look_around(
         self, environment: Environment
     ) -> tuple[tuple[wire.StashEntry, ...], dict[str, str]]:
-        variables: dict[str, str] = {}
+        variables = dict(VARIABLES) if self._gpus else {}
         shown: list[str] = []
         if environment.conda_env:
             root = interpreters.find_conda(environment.conda_env)
@@ -203,7 +210,8 @@ class LocalBackend:
                     uid=uid,
                     inner_uid=INNER_UID,
                     own_network=self._network == "none",
-                    gpus=self._gpus,
+                    gpus=self._gpus is not None,
+                    gpu_nodes=self._gpus.device(slot).nodes if self._gpus else (),
                     spare=str(spare),
                     filter=seccomp.snippet_filter(hello.machine),
                     cgroups={k: str(v) for k, v in group.folders.items()} if group else {},
