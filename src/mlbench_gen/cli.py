@@ -246,15 +246,16 @@ def generate_command(out: Path | None, output: str | None, **given: Any) -> int:
     metavar="DIR",
     help="Run folder. [default: runs/<model>-task<task>-<split>]",
 )
+@click.option("--type", "split_type", metavar="SPLIT", help="ML-Bench's name for --split.")
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json to stdout.")
-def run_command(out: Path | None, as_json: bool, **given: Any) -> int:
+def run_command(out: Path | None, as_json: bool, split_type: str | None, **given: Any) -> int:
     """Have a model answer the dataset's rows, and judge the answers as they come.
 
     DIR is a run folder of mlbench-exec; the answers are in DIR/generation. The same command again
     continues both. Exit codes are those of `mlbench-exec run`.
     """
     with Failures(PROGRAM):
-        settings = settings_from(given)
+        settings = settings_from({**given, "split": split_type or given["split"]})
         generation = Generation(given, settings.dataset, settings.split)
         folder = out or generation.default_folder()
         outcome = interruptible(lambda: generation.judge(folder, settings))

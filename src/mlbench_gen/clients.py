@@ -206,8 +206,10 @@ def _retry_after_s(headers: Mapping[str, str]) -> float | None:
 
 def _import_openai() -> Any:
     try:
-        return importlib.import_module("openai")
+        module = importlib.import_module("openai")
+        importlib.import_module("openai.resources.chat.completions")  # else in the event loop
     except ImportError:
         raise InputError(
             'asking a model needs the gen extra: pip install "mlbench-exec[gen]"'
         ) from None
+    return module

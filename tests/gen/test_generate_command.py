@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import sysconfig
 import time
 from collections.abc import Iterator
@@ -293,6 +294,18 @@ def test_addresses_are_checked(url: str) -> None:
     with pytest.raises(InputError, match="--base-url") as caught:
         service_from(plain)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_extras_are_loaded_by_what_needs_them_alone() -> None:
+    """Importing everything of mlbench_gen loads neither openai nor datasets nor numpy."""
+    code = (
+        "import sys, mlbench_gen.cli, mlbench_gen.prepare, mlbench_gen.testing\n"
+        "print({'openai', 'pydantic_core', 'datasets', 'numpy'} & sys.modules.keys())"
+    )
+    command = [sys.executable, "-c", code]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert shown == "set()\n"
 
 
 @pytest.mark.slow
