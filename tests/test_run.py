@@ -25,6 +25,7 @@ ORPHAN = 12  # a github_id without an environment
 FOLDER = {
     "lock",
     "manifest.json",
+    "report.html",
     "results.jsonl",
     "summary.json",
     "unjudged.jsonl",
@@ -343,7 +344,7 @@ class Stdin:
 async def test_rows_are_judged_as_they_arrive_on_stdin(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first verdict is written while the pipe is still open."""
+    """The first verdict is written while the pipe is still open; what came through it is kept."""
     stdin = Stdin()
     monkeypatch.setattr(sys, "stdin", stdin)
     async with anyio.create_task_group() as tasks:
@@ -356,6 +357,9 @@ async def test_rows_are_judged_as_they_arrive_on_stdin(
     stdin.close()
     assert len(place.verdicts()) == 10
     assert place.json("manifest.json")["inputs"] == [{"path": "-", "sha256": None}]
+    kept = place.lines("outputs.jsonl")
+    assert [row["id"] for row in kept] == [1, 2]
+    assert json.dumps(kept[0]["output"][0])[1:-1] in (place.run / "report.html").read_text()
 
 
 @pytest.mark.asyncio

@@ -17,6 +17,7 @@ from mlbench_exec.errors import (
     RunFolderError,
     SandboxFailed,
 )
+from mlbench_exec.report import Run, load_run
 from mlbench_exec.run import Evaluation
 from mlbench_exec.samples import Sample
 from mlbench_exec.sandbox import Limits, Observation
@@ -39,6 +40,7 @@ __all__ = [
     "Mount",
     "Observation",
     "Rejected",
+    "Run",
     "RunFolderError",
     "Sample",
     "SandboxFailed",
@@ -51,6 +53,7 @@ __all__ = [
     "VerdictStream",
     "command",
     "load_environments",
+    "load_run",
     "options",
     "read_rows",
     "read_submissions",

@@ -8,7 +8,7 @@ import click
 import msgspec
 from rich.table import Table
 
-from mlbench_exec import __version__
+from mlbench_exec import __version__, journal
 from mlbench_exec.command import (
     BAD_INPUT,
     INCOMPLETE,
@@ -25,9 +25,23 @@ from mlbench_exec.commands.images import images
 from mlbench_exec.commands.shell import shell
 from mlbench_exec.commands.weights import weights
 from mlbench_exec.errors import InputError
-from mlbench_exec.journal import load_run
 from mlbench_exec.options import engine_options, settings_from
-from mlbench_exec.report import plain, write_results, write_summary
+from mlbench_exec.report import (
+    changes_csv,
+    compare,
+    comparison_remarks,
+    comparison_tables,
+    load_run,
+    plain,
+    render_tables,
+    run_csv,
+    summary_tables,
+    to_json,
+    to_markdown,
+    write_page,
+    write_results,
+    write_summary,
+)
 from mlbench_exec.run import DryRun, Evaluation, Selection, dry_run
 from mlbench_exec.scores import summarize
 from mlbench_exec.submissions import STDIN
@@ -95,16 +109,66 @@ def run(
 
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--json", "as_json", is_flag=True, help="Print summary.json to stdout.")
-def report(folder: Path, as_json: bool) -> None:
-    """Compute a run's results again from its journal alone, and show them."""
+@click.argument(
+    "other", type=click.Path(path_type=Path, exists=True, file_okay=False), required=False
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "md", "csv", "json"]),
+    default="text",
+    show_default=True,
+    help="For people, for papers, or for scripts; csv has a line for each output.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+def report(folder: Path, other: Path | None, form: str, as_json: bool) -> None:
+    """Compute a run's results again from its journal alone, and show them.
+
+    Writes results.jsonl, summary.json and report.html into FOLDER. With OTHER, tells what changed
+    from the first run to the second and the chance that it is noise, and writes nothing.
+    """
+    form = "json" if as_json else form
     with Failures():
-        loaded = load_run(folder)
-        facts = loaded.manifest.dataset
-        summary = summarize(loaded.tally, split_rows=facts.split_rows, names=facts.names)
-        write_results(folder, loaded.tally)
-        write_summary(folder, summary)
-        show(summary, as_json)
+        if other is None:
+            _report(folder, form)
+        else:
+            _compare(folder, other, form)
+
+
+def _report(folder: Path, form: str) -> None:
+    loaded = journal.load_run(folder)
+    facts = loaded.manifest.dataset
+    summary = summarize(loaded.tally, split_rows=facts.split_rows, names=facts.names)
+    write_results(folder, loaded.tally)
+    write_summary(folder, summary)
+    problems = write_page(folder)
+    match form:
+        case "md":
+            click.echo(to_markdown(folder.resolve().name, summary_tables(summary)), nl=False)
+        case "csv":
+            click.echo(run_csv(load_run(folder)), nl=False)
+        case _:
+            show(summary, form == "json")
+    if form != "text":
+        return
+    for problem in problems:
+        say(f"report.html: {plain(problem, limit=1000)}")
+    say(f"The report is {folder}/report.html")
+
+
+def _compare(folder: Path, other: Path, form: str) -> None:
+    found = compare(load_run(folder), load_run(other))
+    tables, title = comparison_tables(found), f"From {found.a} to {found.b}"
+    remarks = comparison_remarks(found)
+    match form:
+        case "md":
+            click.echo(to_markdown(title, tables, remarks), nl=False)
+        case "csv":
+            click.echo(changes_csv(found), nl=False)
+        case "json":
+            click.echo(to_json(found), nl=False)
+        case _:
+            console().print(render_tables(tables, [title, *remarks]))
 
 
 def parse_only(text: str | None) -> tuple[tuple[int, int | None], ...]:

@@ -41,7 +41,7 @@ from mlbench_exec.journal import (
     now,
     versions,
 )
-from mlbench_exec.report import Progress, render_header, write_results, write_summary
+from mlbench_exec.report import Progress, render_header, write_page, write_results, write_summary
 from mlbench_exec.samples import Key, Sample
 from mlbench_exec.sandbox import Backend
 from mlbench_exec.schedule import plan
@@ -186,6 +186,7 @@ class Evaluation:
                 for reason in engine.gpus.broken.values() if engine.gpus else ():
                     self._stderr.write(f"{reason}\n")
                 summary = await anyio.to_thread.run_sync(self._score, tally, journal.manifest)
+                await anyio.to_thread.run_sync(write_page, self.folder, engine.samples)
         return Outcome(summary=summary, unjudged=unjudged, usable=self._usable)
 
     async def _tell_slow_start(self) -> None:
@@ -262,7 +263,7 @@ class Evaluation:
                 )
                 await journal.append_unjudged(bad_row)
                 tally.add_unjudged(bad_row)
-            stream = engine.stream(self._source(engine), judged=self._judged)
+            stream = engine.stream(self._source(engine, journal), judged=self._judged)
             async for outcome in stream:
                 if isinstance(outcome, Verdict):
                     await journal.append(outcome)
@@ -280,14 +281,22 @@ class Evaluation:
                 tally.declare(key, outputs)
         return unjudged
 
-    async def _source(self, engine: Engine) -> AsyncIterator[Submission | Rejected]:
+    async def _source(
+        self, engine: Engine, journal: Journal
+    ) -> AsyncIterator[Submission | Rejected]:
         """The selected rows; from stdin, changed ones are found only as they arrive."""
         given = self._given or self.outputs
         async with aclosing(self.selection.read(given, engine.samples)) as rows:
             async for row in rows:
                 if isinstance(row, Submission) and (changed := self._changes(row)):
                     raise _changed_outputs(self.folder, changed)
+                if self.outputs == STDIN and isinstance(row, Submission):
+                    await self._keep(journal, row)
                 yield row
+
+    async def _keep(self, journal: Journal, row: Submission) -> None:
+        if len(self._hashes.get(row.key, ())) < len(row.outputs):
+            await journal.keep(row)
 
     def _score(self, tally: Tally, manifest: Manifest) -> Summary:
         facts = manifest.dataset

@@ -9,9 +9,18 @@ from mlbench_exec.journal.manifest import (
     now,
     versions,
 )
-from mlbench_exec.journal.record import Journal, LoadedRun, Recorded, load_run
+from mlbench_exec.journal.record import (
+    KEPT,
+    Journal,
+    LoadedRun,
+    Recorded,
+    load_run,
+    read_unjudged,
+    read_verdicts,
+)
 
 __all__ = [
+    "KEPT",
     "DatasetFacts",
     "InputFile",
     "Journal",
@@ -22,5 +31,7 @@ __all__ = [
     "host",
     "load_run",
     "now",
+    "read_unjudged",
+    "read_verdicts",
     "versions",
 ]

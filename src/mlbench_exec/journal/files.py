@@ -34,6 +34,16 @@ class Lines:
         self._whole_bytes = whole_bytes
         self._unsynced = True
 
+    @property
+    def is_open(self) -> bool:
+        return self._fd is not None
+
+    def open_at_end(self) -> None:
+        """Keep everything; a torn last line is left alone on its line."""
+        self.open(self.path.stat().st_size if self.path.exists() else 0)
+        if self._whole_bytes and not _ends_a_line(self.path):
+            self.append(b"\n")
+
     def append(self, line: bytes) -> None:
         with self._lock, explained(self.path, "write"):
             fd = self._opened()
@@ -92,6 +102,12 @@ def read_lines(path: Path, line_type: type[T]) -> Iterator[tuple[T, int]]:
                 ) from None
             end += len(line)
             yield decoded, end
+
+
+def _ends_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
 
 
 def sync_folder(folder: Path) -> None:

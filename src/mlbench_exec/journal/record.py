@@ -5,6 +5,7 @@ A machine that stops in the middle of a write leaves a torn last line, which the
 """
 
 import fcntl
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -28,14 +29,16 @@ from mlbench_exec.journal.manifest import (
 )
 from mlbench_exec.samples import Key
 from mlbench_exec.scores import OUTPUTS, Tally
-from mlbench_exec.submissions import output_hash
+from mlbench_exec.submissions import Submission, output_hash
 from mlbench_exec.verdicts import Status, Unjudged, Verdict
 
 VERDICTS, UNJUDGED, LOCK = "verdicts.jsonl", "unjudged.jsonl", "lock"
+KEPT = "outputs.jsonl"  # what standard input gave
 # What --restart removes. The lock stays: another run might hold a removed one.
 RUN_FILES = (
     VERDICTS,
     UNJUDGED,
+    KEPT,
     MANIFEST,
     "results.jsonl",
     "summary.json",
@@ -81,6 +84,9 @@ class LoadedRun(msgspec.Struct, frozen=True, kw_only=True):
     tally: Tally
 
 
+V = TypeVar("V", Recorded, Verdict)
+
+
 class Journal:
     """The record of one run, which holds its folder against other runs while it is open.
 
@@ -111,6 +117,7 @@ class Journal:
         self._seen = _Seen()
         self._verdicts = Lines(folder / VERDICTS)
         self._unjudged = Lines(folder / UNJUDGED)
+        self._kept = Lines(folder / KEPT)
         self._writing = anyio.CapacityLimiter(1)
         self._syncing = anyio.CapacityLimiter(1)
         self._dirty = anyio.Event()
@@ -171,6 +178,12 @@ class Journal:
         self._raise_sync_error()
         await self._append(self._unjudged, _encode(unjudged))
 
+    async def keep(self, row: Submission) -> None:
+        """Write a row that standard input gave, which nobody could read again."""
+        fields = {"github_id": row.github_id, "id": row.id, "output": row.outputs}
+        line = json.dumps(fields).encode() + b"\n"  # as ASCII: lone surrogates are kept
+        await self._in_thread(lambda: self._append_kept(line))
+
     async def set_images(self, images: Mapping[str, str]) -> None:
         """Add image digests to the manifest.
 
@@ -230,7 +243,7 @@ class Journal:
             stored = read_manifest(self.folder)
             whole_bytes = 0
             executed: set[int] = set()
-            for record, end in _read_verdicts(self.folder / VERDICTS, self._seen):
+            for record, end in _read_verdicts(self.folder / VERDICTS, self._seen, Recorded):
                 if record.wall_s is not None:
                     executed.add(record.github_id)
                 self._known(record)
@@ -253,6 +266,12 @@ class Journal:
             self._unjudged.open(0)
         self._write_manifest()
 
+    def _append_kept(self, line: bytes) -> None:
+        if not self._kept.is_open:
+            with explained(self._kept.path, "open"):
+                self._kept.open_at_end()
+        self._kept.append(line)
+
     def _write_manifest(self) -> None:
         write_manifest(self.folder, self.manifest)
 
@@ -265,6 +284,7 @@ class Journal:
             self._is_closed = True
             self._verdicts.close()
             self._unjudged.close()
+            self._kept.close()
             if self._lock is not None:
                 # Unlocked by name: a child that was forked meanwhile may hold the same lock open.
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
@@ -284,9 +304,9 @@ def load_run(folder: Path) -> LoadedRun:
             raise RunFolderError(f"{folder} holds no run: there is no {MANIFEST} in it")
         tally = Tally(until_pass=manifest.until_pass)
         empty = output_hash("")
-        for record, _ in _read_verdicts(folder / VERDICTS, _Seen()):
+        for record, _ in _read_verdicts(folder / VERDICTS, _Seen(), Recorded):
             tally.add(record, empty=record.output_hash == empty, failure=classify(record))
-        for unjudged, _ in read_lines(folder / UNJUDGED, Unjudged):
+        for unjudged in read_unjudged(folder):
             tally.add_unjudged(unjudged)
     return LoadedRun(manifest=manifest, tally=tally)
 
@@ -313,8 +333,25 @@ class _Seen:
         self._count -= 1
 
 
-def _read_verdicts(path: Path, seen: _Seen) -> Iterator[tuple[Recorded, int]]:
-    for number, (record, end) in enumerate(read_lines(path, Recorded), start=1):
+def read_verdicts(folder: Path) -> Iterator[Verdict]:
+    """Each verdict of a folder with all that was seen, one at a time, in the file's order.
+
+    Raises `RunFolderError` for a damaged file; a torn last line is left out.
+    """
+    with explained(folder, "read"):
+        for verdict, _ in _read_verdicts(folder / VERDICTS, _Seen(), Verdict):
+            yield verdict
+
+
+def read_unjudged(folder: Path) -> Iterator[Unjudged]:
+    """Each line of unjudged.jsonl, as `read_verdicts` gives those of verdicts.jsonl."""
+    with explained(folder, "read"):
+        for unjudged, _ in read_lines(folder / UNJUDGED, Unjudged):
+            yield unjudged
+
+
+def _read_verdicts(path: Path, seen: _Seen, line_type: type[V]) -> Iterator[tuple[V, int]]:
+    for number, (record, end) in enumerate(read_lines(path, line_type), start=1):
         try:
             seen.add(record.github_id, record.id, record.index)
         except ValueError as error:

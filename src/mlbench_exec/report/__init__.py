@@ -1,15 +1,39 @@
-"""Reports: the result files, and what a person reads in the terminal."""
+"""Reports: the result files, and what a person or a script reads of a run."""
 
+from mlbench_exec.report.compare import Comparison, compare
 from mlbench_exec.report.files import write_results, write_summary
+from mlbench_exec.report.formats import changes_csv, run_csv, to_json, to_markdown
+from mlbench_exec.report.loaded import Run, load_run
+from mlbench_exec.report.page import write_page
 from mlbench_exec.report.progress import Progress
-from mlbench_exec.report.terminal import plain, render_header, render_json, render_summary
+from mlbench_exec.report.tables import comparison_remarks, comparison_tables, summary_tables
+from mlbench_exec.report.terminal import (
+    plain,
+    render_header,
+    render_json,
+    render_summary,
+    render_tables,
+)
 
 __all__ = [
+    "Comparison",
     "Progress",
+    "Run",
+    "changes_csv",
+    "compare",
+    "comparison_remarks",
+    "comparison_tables",
+    "load_run",
     "plain",
     "render_header",
     "render_json",
     "render_summary",
+    "render_tables",
+    "run_csv",
+    "summary_tables",
+    "to_json",
+    "to_markdown",
+    "write_page",
     "write_results",
     "write_summary",
 ]

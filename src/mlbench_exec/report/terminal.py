@@ -5,7 +5,7 @@ Names, errors and reasons come from datasets and programs. They reach the termin
 """
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 from rich import box
@@ -14,10 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from mlbench_exec.report.progress import LABELS, duration
+from mlbench_exec.report.tables import TextTable
 from mlbench_exec.scores import Estimate, Summary, Total
 from mlbench_exec.verdicts import Status
 
-__all__ = ["plain", "render_header", "render_json", "render_summary"]
+__all__ = ["plain", "render_header", "render_json", "render_summary", "render_tables", "visible"]
 
 TOP_FAILURES = 10
 TOP_REASONS = 20
@@ -34,7 +35,7 @@ def plain(text: object, limit: int = 200) -> Text:
     """Foreign text as a terminal can show it safely: one line, no control or format characters."""
     shown = str(text)
     cut = shown if len(shown) <= limit else shown[: limit - 1] + "…"
-    return Text("".join(_visible(character) for character in cut))
+    return Text("".join(visible(character) for character in cut))
 
 
 def render_header(facts: Mapping[str, object]) -> RenderableType:
@@ -59,6 +60,21 @@ def render_summary(summary: Summary) -> RenderableType:
     if summary.unjudged_reasons:
         parts.append(_unjudged(summary))
     parts.append(_timings(summary))
+    return Group(*parts)
+
+
+def render_tables(tables: Iterable[TextTable], remarks: Iterable[str] = ()) -> RenderableType:
+    """Any tables of text, for a console on stdout."""
+    parts: list[RenderableType] = [plain(remark, limit=1000) for remark in remarks]
+    for one in tables:
+        table = Table(title=one.title, title_justify="left", caption_justify="left")
+        for position, name in enumerate(one.columns):
+            table.add_column(name, justify="right" if position else "left", overflow="fold")
+        for row in one.rows:
+            table.add_row(*(plain(cell) for cell in row))
+        parts.append(table)
+        if one.note:
+            parts.append(Text(one.note, style="dim"))
     return Group(*parts)
 
 
@@ -217,7 +233,8 @@ def _of(total: Total) -> str:
     return f"{total.passed} of {total.rows}"
 
 
-def _visible(character: str) -> str:
+def visible(character: str) -> str:
+    """The character, or its escape where it can't be seen or changes what is seen."""
     # Cc: control; Cf: bidirectional and other format; Cs: surrogates; Co, Cn: no known meaning.
     if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
         return character.encode("unicode_escape").decode("ascii")
