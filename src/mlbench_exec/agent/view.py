@@ -48,12 +48,22 @@ def enter(base: Base, workdir: str, mended: str | None, disk_bytes: int, shm_byt
             _lay_over(base, folder, mended if folder == workdir else None, number)
     kernel.mount_setattr(MENDED, kernel.MOUNT_ATTR_RDONLY)
     kernel.mount_setattr("/", kernel.MOUNT_ATTR_RDONLY | kernel.MOUNT_ATTR_NOSUID)
-    kernel.umount(SCRATCH)  # its folders live on where they are mounted
-    _mount_devices(base, shm_bytes)
+    _cover(base)
+    _mount_devices(shm_bytes)
 
 
-def _mount_devices(base: Base, shm_bytes: int) -> None:
-    """Shared memory and pseudo-terminals of its own; and no second way to what was mounted."""
+def _cover(base: Base) -> None:
+    """Leave no second way to what was mounted: scratch's folders are to be seen in their places.
+
+    Nothing is unmounted: the kernel would wait until no CPU could still be looking at it.
+    """
+    kernel.mount("tmpfs", SCRATCH, "tmpfs", TMPFS | kernel.MS_RDONLY, "size=4k")
+    if base.stash:
+        kernel.bind(SCRATCH, STASH)
+
+
+def _mount_devices(shm_bytes: int) -> None:
+    """Shared memory and pseudo-terminals of its own."""
     options = "size=%d,nr_inodes=%d,mode=1777" % (shm_bytes, 65536)
     kernel.mount("tmpfs", "/dev/shm", "tmpfs", TMPFS, options)
     try:
@@ -61,8 +71,6 @@ def _mount_devices(base: Base, shm_bytes: int) -> None:
         kernel.mount("devpts", "/dev/pts", "devpts", flags, "newinstance,ptmxmode=0666")
     except OSError:
         pass  # a program without a terminal device still runs
-    if base.stash:
-        kernel.mount("tmpfs", STASH, "tmpfs", TMPFS | kernel.MS_RDONLY, "size=4k")
 
 
 def mount_proc() -> None:
