@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format images clean
+.PHONY: help demo test bench lint docs format images clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,6 +14,7 @@ help:
 	@echo "make test     run the tests (ARGS='-k name' chooses)"
 	@echo "make bench    measure, beside other ways to do it (ARGS='overhead --quick' chooses)"
 	@echo "make lint     check style, types, import directions and the agent's Python version"
+	@echo "make docs     build the documentation into site/"
 	@echo "make format   put the code into its one form"
 	@echo "make images   build the images that the Docker tests use (root, debootstrap)"
 	@echo "make clean    remove $(VENV), runs/ and caches"
@@ -37,6 +38,9 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/vermin -t=3.7- --no-tips --violations src/mlbench_exec/agent
 
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
 format: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
@@ -47,7 +51,7 @@ images:
 	images/external-attention/build.sh
 
 clean:
-	rm -rf $(VENV) runs build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache \
+	rm -rf $(VENV) runs site build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache \
 		.hypothesis
 
 # A workdir is absolute, so the demo's environments are filled in for this checkout.
@@ -61,7 +65,7 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 # `pip install --group` needs a pip newer than many distributions have.
-$(VENV)/.installed-dev $(VENV)/.installed-bench: $(VENV)/.installed-%: \
+$(VENV)/.installed-dev $(VENV)/.installed-bench $(VENV)/.installed-docs: $(VENV)/.installed-%: \
 		$(VENV)/.installed pyproject.toml
 	$(VENV)/bin/python -c 'import tomllib; content = tomllib.load(open("pyproject.toml", "rb")); \
 		print(*content["dependency-groups"]["$*"], sep="\n")' > $(VENV)/$*-requirements.txt
