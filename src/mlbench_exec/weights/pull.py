@@ -71,7 +71,7 @@ async def _pull_item(
         await anyio.to_thread.run_sync(_pull_hub, store, item, item.hub, abandon_on_cancel=True)
     else:
         raise DownloadFailed(
-            f"{item.name}: no address is known: put the file at {store.place(item)}, or give its "
+            f"no address is known: put the file at {store.place(item)}, or give its "
             f"`url` in {store.folder / 'manifest.toml'}"
         )
 
