@@ -257,12 +257,7 @@ class AnswerStream:
         record, client = self._client.record, self._client
         if record is None:
             return
-        others: list[Key] = []
-        async for row in _in_thread(self._rows):
-            self.order.append(row.key)
-            if (known := record.prompt_of(row.key)) is not None:
-                digest = prompt_digest(client.template.render(row))
-                others += [row.key] if digest != known else []
+        others = await anyio.to_thread.run_sync(self._look, record)
         client.tally.rows = len(self.order)
         if others:
             shown = ", ".join(f"{github_id}/{row_id}" for github_id, row_id in others[:10])
@@ -275,6 +270,16 @@ class AnswerStream:
                 texts = await anyio.to_thread.run_sync(record.texts, key)
                 client.tally.done += 1
                 await self._send.send(client.submission(key, texts))
+
+    def _look(self, record: Record) -> list[Key]:
+        """Read all rows once; those of the record whose prompts are others now. Blocks."""
+        others: list[Key] = []
+        for row in self._rows:
+            self.order.append(row.key)
+            known = record.prompt_of(row.key)
+            if known is not None and prompt_digest(self._client.template.render(row)) != known:
+                others.append(row.key)
+        return others
 
     async def _ask_missing(self) -> None:
         record = self._client.record
