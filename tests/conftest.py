@@ -95,7 +95,9 @@ def _leftovers(folder: Path) -> set[str]:
     found |= {f"folder {path}" for path in folder.glob("mlbench-exec-*")}
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     found |= {f"mount {line}" for line in mounts if "mlbench" in line}
-    found |= {f"cgroup {path}" for path in Path("/sys/fs/cgroup").rglob(f"{local_name()}*")}
+    for path, _, _ in os.walk("/sys/fs/cgroup"):  # unlike rglob, bears what goes in between
+        if os.path.basename(path).startswith(local_name()):
+            found.add(f"cgroup {path}")
     return found
 
 

@@ -35,6 +35,8 @@ _OF_PROCESS = (
     "sched_setparam",
     "sched_setscheduler",
 )
+_PR_SCHED_CORE = 62  # would keep others off the sibling of its core
+_MAP_HUGETLB, _MFD_HUGETLB = 0x40000, 0x4  # a pool that no limit of a sandbox counts
 _FAMILIES = _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK = 1, 2, 10, 16
 _SOCK_STREAM, _SOCK_DGRAM, _SOCK_TYPE_MASK = 1, 2, 0xF
 _PROTOCOLS = (0, 1, 6, 17, 58)  # the type's own, ICMP (as datagrams: ping), TCP, UDP, ICMPv6
@@ -189,6 +191,15 @@ def _special() -> dict[str, _Code]:
         "openat": _mode_if_made(2),
         "openat2": _fail(errno.ENOSYS),  # its mode lies in memory; nobody needs it
         "personality": [*_argument(0), *_if_any(_EQUAL, _PERSONALITIES, _ALLOW, refuse)],
+        "prctl": [*_argument(0), *_if_any(_EQUAL, [_PR_SCHED_CORE], refuse, _ALLOW)],
+        "mmap": [*_argument(3), *_if_any(_ANY_BIT, [_MAP_HUGETLB], _fail(errno.ENOMEM), _ALLOW)],
+        "memfd_create": [
+            *_argument(1),
+            *_if_any(_ANY_BIT, [_MFD_HUGETLB], _fail(errno.ENOMEM), _ALLOW),
+        ],
+        # They would flush the machine's disks, and what a snippet wrote is gone with it anyway.
+        "sync": _fail(0),
+        "syncfs": _fail(0),
         "socket": socket,
         "socketpair": socket,
     }

@@ -55,7 +55,7 @@ def answer(world: World, request: dict[str, Any]) -> dict[str, Any]:
     try:
         program = prepare(world, request)
         observation, _, _ = snippet.run(world, program, request["limits"])
-        spent = world.nested and snippet.has_left_memory(world)
+        spent = world.nested and (snippet.has_left_memory(world) or world.counters.has_met_limit())
         return {"type": "result", "observation": observation, "spent": spent}
     except Unusable as error:
         return {"type": "unusable", "reason": str(error)}

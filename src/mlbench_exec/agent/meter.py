@@ -8,6 +8,7 @@ from typing import Iterator, Tuple
 
 Seen = Tuple[int, int, int]  # nanoseconds: ran, waited, and of a wait that isn't over yet
 NEW: Seen = (0, 0, 0)
+NEARLY_BYTES = 1 << 20  # memory is charged in batches
 SHORTEST_S = 0.01  # the counters of what runs move with the scheduler's tick, 1 to 10 ms
 
 
@@ -124,7 +125,9 @@ class Counters:
         memory, pids = folders.get("memory"), folders.get("pids")
         self._memory = _open(memory, "memory.stat")
         self._ooms = _open(memory, "memory.events") or _open(memory, "memory.oom_control")
-        self._failures = _open(memory, "memory.failcnt")  # version 1 alone
+        self._failures = _open(memory, "memory.failcnt")  # version 1 alone, as the next two
+        self._most = _open(memory, "memory.max_usage_in_bytes")
+        self._limit = _open(memory, "memory.limit_in_bytes")
         self._pids = _open(pids, "pids.events")
 
     @property
@@ -138,10 +141,11 @@ class Counters:
         """How often this cgroup met its own memory limit, which a whole machine's OOM doesn't."""
         if self._failures is None:
             return _field(self._ooms, b"oom")
-        try:
-            return int(os.pread(self._failures, 32, 0))
-        except (OSError, ValueError):
-            return 0
+        return _number(self._failures) + self.has_met_limit()  # not all kernels count both ways
+
+    def has_met_limit(self) -> bool:
+        """Version 1: whether this cgroup was ever full. After that its limit tells no more."""
+        return 0 < _number(self._limit) - NEARLY_BYTES <= _number(self._most)
 
     def pids_refused(self) -> int:
         return _field(self._pids, b"max")
@@ -159,6 +163,13 @@ def own_cgroups() -> dict[str, str]:
     if os.path.exists("/sys/fs/cgroup/memory.stat"):
         return {"memory": "/sys/fs/cgroup", "pids": "/sys/fs/cgroup"}
     return {name: "/sys/fs/cgroup/" + name for name in ("memory", "pids")}
+
+
+def _number(fd: int | None) -> int:
+    try:
+        return int(os.pread(fd, 32, 0)) if fd is not None else 0
+    except (OSError, ValueError):
+        return 0
 
 
 def _open(folder: str | None, name: str) -> int | None:

@@ -129,7 +129,7 @@ def become_init(world: World, program: Program, limits: dict[str, Any]) -> int:
     _be_first_to_go()
     kernel.unshare(NAMESPACES)
     kernel.sethostname("mlbench")
-    shm = limits["memory"] or NO_LIMIT_SHM
+    shm = limits["memory"] // 2 if limits["memory"] else NO_LIMIT_SHM  # as Linux does
     view.enter(world.base, program.workdir, program.mended, limits["disk"], shm)
     outer_proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
     view.mount_proc()

@@ -20,7 +20,7 @@ import socket
 import time
 from typing import Any
 
-from mlbench_exec.agent import frames, kernel
+from mlbench_exec.agent import frames, kernel, view
 from mlbench_exec.agent.meter import Meter
 from mlbench_exec.agent.program import Program, Unusable, fork
 from mlbench_exec.agent.world import World
@@ -125,6 +125,7 @@ class _Running:
         self.status: int | None = None  # as waitpid gives it
         self.failure: str | dict[str, str] | None = None
         self.has_started = False
+        self.began = time.time() - 1  # by the clock that files are stamped with
         self.started = 0.0
         self.ended = 0.0
         self.peak = 0
@@ -133,7 +134,7 @@ class _Running:
         self.disk_full = False
         self._report = b""
         if not world.nested:
-            self.free_before, self.size_before = _free_bytes("/"), _size_of(program.workdir)
+            self.free_before, self.size_before = _free("/"), _size_of(program.workdir)
         self._children_before = resource.getrusage(resource.RUSAGE_CHILDREN)
         out, err, report = os.pipe(), os.pipe(), os.pipe()
         self.pid = fork(world, program, limits, out[1], err[1], report[1])
@@ -277,13 +278,30 @@ class _Running:
 
         The file system's free space is shared with others, so it only raises the suspicion.
         """
-        if self.free_before - _free_bytes("/") < self.limits["disk"]:
+        most = self.limits["disk"], view.inodes_for(self.limits["disk"])
+        gone = _less(self.free_before, _free("/"))
+        if not _is_over(gone, most):
             return False
-        if _size_of(self.program.workdir) - self.size_before > self.limits["disk"]:
+        if _is_over(_less(_size_of(self.program.workdir), self.size_before), most):
             return True
-        if self.free_before - _free_bytes("/") < 2 * self.limits["disk"] + (256 << 20):
+        if not _is_over(gone, (2 * most[0] + (256 << 20), 2 * most[1])):
             return False
-        raise TooBusy("the disk is filling up, and not below the snippet's folder alone")
+        if self._has_written_elsewhere(most):
+            return True
+        raise TooBusy("the disk is filling up, and not by the snippet")
+
+    def _has_written_elsewhere(self, most: tuple[int, int]) -> bool:
+        """Whether it was the snippet: found out once it is dead, for the walk is long.
+
+        What it wrote to files that have no name any more is free again by its death.
+        """
+        written = _size_of("/", since=self.began)
+        before = _free("/")
+        _kill(-1)
+        self._reap_orphans()
+        time.sleep(LET_GO_WITHIN_S)
+        freed = _less(_free("/"), before)
+        return _is_over((written[0] + freed[0], written[1] + freed[1]), most)
 
     def _disk_bytes(self) -> int:
         """What the snippet has written: its tmpfs pages count as memory of the cgroup too."""
@@ -376,20 +394,43 @@ class _Running:
         return "disk" if self.disk_full else None
 
 
-def _free_bytes(path: str) -> int:
+def _free(path: str) -> tuple[int, int]:
+    """Bytes and inodes."""
     status = os.statvfs(path)
-    return status.f_bfree * status.f_frsize
+    return status.f_bfree * status.f_frsize, status.f_ffree
 
 
-def _size_of(folder: str) -> int:
-    total = 0
-    for path, _, files in os.walk(folder):
-        for name in files:
+def _size_of(folder: str, since: float | None = None) -> tuple[int, int]:
+    """Bytes and files below a folder, on its own file system; `since`: of those changed later."""
+    size = count = 0
+    device = os.lstat(folder).st_dev
+    for path, folders, files in os.walk(folder):
+        if since is not None:
+            folders[:] = [name for name in folders if _device_of(path, name) == device]
+        for name in files + folders:
             try:
-                total += os.lstat(os.path.join(path, name)).st_blocks * 512
+                status = os.lstat(os.path.join(path, name))
             except OSError:
                 continue
-    return total
+            if since is None or status.st_ctime >= since:
+                size += status.st_blocks * 512
+                count += 1
+    return size, count
+
+
+def _device_of(folder: str, name: str) -> int | None:
+    try:
+        return os.lstat(os.path.join(folder, name)).st_dev
+    except OSError:
+        return None
+
+
+def _less(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+    return one[0] - other[0], one[1] - other[1]
+
+
+def _is_over(used: tuple[int, int], most: tuple[int, int]) -> bool:
+    return used[0] >= most[0] or used[1] >= most[1]
 
 
 def _kill(pid: int) -> None:

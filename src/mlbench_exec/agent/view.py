@@ -8,6 +8,7 @@ import stat
 from mlbench_exec.agent import kernel
 from mlbench_exec.agent.base import MENDED, SCRATCH, STASH, Base, escape, is_below, place
 
+MOST_TERMINALS = 128  # of 4096 on the whole machine
 TMPFS = kernel.MS_NOSUID | kernel.MS_NODEV
 
 
@@ -17,7 +18,7 @@ def enter(base: Base, workdir: str, mended: str | None, disk_bytes: int, shm_byt
     `mended` names the layer to lay over the workdir's own files, or is None. Everything that
     the snippet writes goes to one tmpfs of `disk_bytes`, /dev/shm to another of `shm_bytes`.
     """
-    inodes = min(1000000, max(16384, disk_bytes // 4096))
+    inodes = inodes_for(disk_bytes)
     kernel.mount(
         "tmpfs", SCRATCH, "tmpfs", TMPFS, "size=%d,nr_inodes=%d,mode=0755" % (disk_bytes, inodes)
     )
@@ -52,6 +53,11 @@ def enter(base: Base, workdir: str, mended: str | None, disk_bytes: int, shm_byt
     _mount_devices(shm_bytes)
 
 
+def inodes_for(disk_bytes: int) -> int:
+    """How many files go with a limit on bytes."""
+    return min(1000000, max(16384, disk_bytes // 4096))
+
+
 def _cover(base: Base) -> None:
     """Leave no second way to what was mounted: scratch's folders are to be seen in their places.
 
@@ -68,7 +74,13 @@ def _mount_devices(shm_bytes: int) -> None:
     kernel.mount("tmpfs", "/dev/shm", "tmpfs", TMPFS, options)
     try:
         flags = kernel.MS_NOSUID | kernel.MS_NOEXEC
-        kernel.mount("devpts", "/dev/pts", "devpts", flags, "newinstance,ptmxmode=0666")
+        kernel.mount(
+            "devpts",
+            "/dev/pts",
+            "devpts",
+            flags,
+            "newinstance,ptmxmode=0666,max=%d" % MOST_TERMINALS,
+        )
     except OSError:
         pass  # a program without a terminal device still runs
 

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -50,20 +50,29 @@ class Cgroups:
     def __repr__(self) -> str:
         return f"<Cgroups v{self.version} {self._name}>"
 
-    def make(self, slot: str, limits: Limits) -> Group:
+    def make(self, slot: str, limits: Limits, cpus: Iterable[int] | None = None) -> Group:
+        """A new group; `cpus` are the cores it keeps to, where cpusets can be made."""
         folders: dict[str, Path] = {}
         for controller, parent in self._parents.items():
             folder = parent / self._name / slot
             folder.mkdir(parents=True, exist_ok=True)
+            if controller == "cpuset":
+                for group_folder in (folder.parent, folder):
+                    _fill_cpuset(group_folder)
             folders[controller] = folder
         group = Group(folders)
-        for path, value in self._settings(group, limits):
+        for path, value in self._settings(group, limits, cpus):
             path.write_text(str(value))
         return group
 
-    def _settings(self, group: Group, limits: Limits) -> list[tuple[Path, int]]:
+    def _settings(
+        self, group: Group, limits: Limits, cpus: Iterable[int] | None
+    ) -> list[tuple[Path, int | str]]:
         memory, pids = group.folders["memory"], group.folders["pids"]
-        settings: list[tuple[Path, int]] = []
+        settings: list[tuple[Path, int | str]] = []
+        if cpus is not None:
+            cpuset = group.folders.get("cpuset", memory)
+            settings.append((cpuset / "cpuset.cpus", ",".join(str(cpu) for cpu in cpus)))
         if limits.pids is not None:
             settings.append((pids / "pids.max", limits.pids + HEADROOM_PIDS))
         if limits.memory_bytes is not None:
@@ -84,7 +93,7 @@ class Cgroups:
 
 def find(name: str) -> Cgroups | None:
     """Where this process can make groups with memory and pids limits, tried for real."""
-    for version, parents in _candidates(_own_paths(), _mounts()):
+    for version, parents in _with_and_without_cpusets(_candidates(_own_paths(), _mounts())):
         _remove_leftovers(set(parents.values()))
         cgroups = Cgroups(name, parents=parents, version=version)
         try:
@@ -100,6 +109,22 @@ def find(name: str) -> Cgroups | None:
             return cgroups
         cgroups.close()
     return None
+
+
+def _with_and_without_cpusets(
+    candidates: list[tuple[int, dict[str, Path]]],
+) -> Iterable[tuple[int, dict[str, Path]]]:
+    for version, parents in candidates:
+        yield version, parents
+        if "cpuset" in parents:
+            yield version, {c: path for c, path in parents.items() if c != "cpuset"}
+
+
+def _fill_cpuset(folder: Path) -> None:
+    """On version 1 a new cpuset is empty, and takes no process before it has its parent's."""
+    for name in ("cpuset.mems", "cpuset.cpus"):
+        if not (folder / name).read_text().strip():
+            (folder / name).write_text((folder.parent / name).read_text())
 
 
 def _has_limits(group: Group, version: int) -> bool:
@@ -129,7 +154,8 @@ def _candidates(
 ) -> list[tuple[int, dict[str, Path]]]:
     found: list[tuple[int, dict[str, Path]]] = []
     if {"memory", "pids"} <= mounts.keys() and {"memory", "pids"} <= own.keys():
-        parents = {c: mounts[c] / own[c].lstrip("/") for c in ("memory", "pids")}
+        controllers = {"memory", "pids", "cpuset"} & mounts.keys() & own.keys()
+        parents = {c: mounts[c] / own[c].lstrip("/") for c in sorted(controllers)}
         found.append((1, parents))
     if "" in mounts and "" in own:
         for folder in (mounts[""] / own[""].lstrip("/"), mounts[""]):
@@ -151,6 +177,9 @@ def _enable(folder: Path, name: str) -> None:
         (leaf / "cgroup.procs").write_text(str(own))
         children.write_text("+memory +pids")
         (folder / name).mkdir(exist_ok=True)
+    for where in (folder, folder / name):
+        with contextlib.suppress(OSError):  # not everywhere: cores are then kept to by affinity
+            (where / "cgroup.subtree_control").write_text("+cpuset")
     (folder / name / "cgroup.subtree_control").write_text("+memory +pids")
 
 
@@ -160,6 +189,8 @@ def _move_back(folder: Path, leaf: Path) -> None:
         return
     with contextlib.suppress(OSError):
         (folder / "cgroup.subtree_control").write_text("-memory -pids")
+        with contextlib.suppress(OSError):
+            (folder / "cgroup.subtree_control").write_text("-cpuset")
         (folder / "cgroup.procs").write_text(str(os.getpid()))
         leaf.rmdir()
 
@@ -189,6 +220,6 @@ def _mounts() -> dict[str, Path]:
             mounts.setdefault("", point)
         elif fstype == "cgroup":
             for option in options.split(","):
-                if option in {"memory", "pids"}:
+                if option in {"memory", "pids", "cpuset"}:
                     mounts.setdefault(option, point)
     return mounts

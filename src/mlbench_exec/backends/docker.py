@@ -17,7 +17,7 @@ from aiodocker.containers import DockerContainer
 from aiodocker.stream import Stream
 
 from mlbench_exec import seccomp, wire
-from mlbench_exec.backends import daemons
+from mlbench_exec.backends import apparmor, daemons
 from mlbench_exec.backends.agent_sandbox import AgentSandbox, NestingRefused
 from mlbench_exec.backends.cgroups import HEADROOM_BYTES, HEADROOM_PIDS
 from mlbench_exec.backends.gpus import VARIABLES, GpuSlots
@@ -100,6 +100,8 @@ class DockerBackend:
         self._cpus = 1
         self._starts = anyio.CapacityLimiter(STARTS_AT_ONCE)
         self._profile = ""
+        self._is_under_apparmor = False
+        self._apparmor: str | None = None  # our profile's name, where it is loaded
         self._version = ""
         self._label = ""
         self._left: list[DockerContainer] = []  # could not be removed
@@ -144,6 +146,9 @@ class DockerBackend:
             if reason is not None:
                 raise BackendUnavailable(reason)
             self._version, self._cpus = str(version["Version"]), int(info["NCPU"])
+            self._check_runtime(info)
+            if self._is_nested and apparmor.is_in_force(info):
+                self._apparmor, self._is_under_apparmor = apparmor.PROFILE, True
             with _translated("looking for leftovers and images"):
                 await self._remove_leftovers()
                 for image in {e.image for e in self._environments if e.image}:
@@ -223,14 +228,37 @@ class DockerBackend:
             if not self.has_images([environment]):
                 continue
             try:
-                sandbox = await self._open_nested(environment, 0)
+                sandbox = await self._try_nested(environment)
             except EnvironmentUnusable:
                 continue
             except NestingRefused as error:
-                self._is_nested, self._why_fresh = False, f"nesting refused: {error}"
+                hint = f"; with AppArmor, load our profile: {apparmor.LOAD}"
+                hint = "" if self._apparmor or not self._is_under_apparmor else hint
+                self._apparmor = None
+                self._is_nested, self._why_fresh = False, f"nesting refused: {error}{hint}"
             else:
                 await sandbox.aclose()
             return
+
+    async def _try_nested(self, environment: Environment) -> Sandbox:
+        """Under our AppArmor profile where there is AppArmor; else, or if it isn't loaded, not."""
+        try:
+            return await self._open_nested(environment, 0)
+        except SandboxFailed as error:
+            if self._apparmor is None or not apparmor.is_missing(str(error)):
+                raise
+        self._apparmor = None
+        return await self._open_nested(environment, 0)
+
+    def _check_runtime(self, info: Mapping[str, Any]) -> None:
+        """Raises `BackendUnavailable` for a runtime that this daemon doesn't know."""
+        known = info.get("Runtimes") or {}
+        if self._runtime is not None and known and self._runtime not in known:
+            raise BackendUnavailable(
+                f"--runtime {self._runtime}: this Docker daemon has no such runtime, only "
+                f"{', '.join(sorted(known))}; add it to the daemon's configuration "
+                "(daemon.json, `runtimes`), or name one of these"
+            )
 
     async def _inspect(self, image: str, architecture: str) -> Mapping[str, Any] | str:
         """The image's record, or the reason why it can't be used with the next step."""
@@ -328,8 +356,9 @@ class DockerBackend:
         else:
             # The agent is pid 1 there, with the snippet's own user id.
             host["ReadonlyPaths"] = [*READ_ONLY_PATHS, "/proc/1"]
-            host["Tmpfs"] = {"/tmp": f"exec,mode=1777,size={limits.disk_bytes}"}
-            host["ShmSize"] = limits.memory_bytes or 8 << 30
+            inodes = max(16384, limits.disk_bytes // 4096)
+            host["Tmpfs"] = {"/tmp": f"exec,mode=1777,size={limits.disk_bytes},nr_inodes={inodes}"}
+            host["ShmSize"] = limits.memory_bytes // 2 if limits.memory_bytes else 8 << 30
         if limits.pids is not None:
             host["PidsLimit"] = limits.pids + HEADROOM_PIDS
         if limits.memory_bytes is not None:
@@ -341,6 +370,8 @@ class DockerBackend:
                 host["NanoCpus"] = int(min(limits.cpus, self._cpus) * 1e9)
         if self._gpus is not None:
             host["DeviceRequests"] = [self._gpus.device(slot).request]
+        if nested and self._apparmor:
+            host["SecurityOpt"].append(f"apparmor={self._apparmor}")
         if self._runtime:
             host["Runtime"] = self._runtime
         return {

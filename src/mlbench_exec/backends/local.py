@@ -189,7 +189,7 @@ class LocalBackend:
         self._count += 1
         name = f"{slot}-{self._count}"
         uid = unused_uid(slot) if os.geteuid() == 0 else None
-        spare, group = await anyio.to_thread.run_sync(self._make_place, name, uid)
+        spare, group = await anyio.to_thread.run_sync(self._make_place, name, uid, slot)
         try:
             process = await self._start_agent()
         except BaseException:
@@ -237,14 +237,18 @@ class LocalBackend:
             start_new_session=True,
         )
 
-    def _make_place(self, name: str, uid: int | None) -> tuple[Path, cgroups.Group | None]:
+    def _make_place(
+        self, name: str, uid: int | None, slot: int
+    ) -> tuple[Path, cgroups.Group | None]:
         """A new sandbox's folder for mended files, and its cgroup."""
         assert self._folder is not None
         spare = self._folder / name
         spare.mkdir()
         if uid is not None:
             os.chown(spare, uid, uid)
-        return spare, self._cgroups.make(name, self._limits) if self._cgroups else None
+        if self._cgroups is None:
+            return spare, None
+        return spare, self._cgroups.make(name, self._limits, self._cpu_list(slot))
 
     def _cpu_list(self, slot: int) -> tuple[int, ...] | None:
         """The slot's own share of this process's cores, side by side with its neighbours'."""

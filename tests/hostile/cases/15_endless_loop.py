@@ -1,0 +1,4 @@
+# Runs for ever.
+tell("runs", "done")
+while True:
+    pass

@@ -1,0 +1,256 @@
+"""Each defence tested by taking it away: one case of the table that fails without it.
+
+A defence is taken away by altering what the host sends or asks for, from outside: there is no
+switch for it in the product.
+"""
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hostile import host
+from hostile.house import House, open_house
+from hostile.table import TABLE, Case, read
+from mlbench_exec import UnjudgedError, Verdict, seccomp, wire
+from mlbench_exec.backends import docker
+from mlbench_exec.backends.cgroups import Cgroups
+
+pytestmark = [pytest.mark.slow, pytest.mark.hostile]
+Patch = pytest.MonkeyPatch
+FLOOD = 20 << 20
+
+
+def alter_agent(patch: Patch, module: str, old: str, new: str) -> None:
+    """Send an agent that differs in one place."""
+    sources = dict(json.loads(wire.agent_bundle()[4:]))
+    assert sources[module].count(old) == 1, f"agent/{module} has changed: {old!r}"
+    sources[module] = sources[module].replace(old, new)
+    bundle = wire.frame(json.dumps(list(sources.items())).encode())
+    patch.setattr(wire, "agent_bundle", lambda: bundle)
+
+
+def alter_cgroups(patch: Patch, left_out: str) -> None:
+    """Make groups without the limits whose file's name begins so."""
+    settings = Cgroups._settings
+
+    def fewer(self: Cgroups, *arguments: Any) -> list[tuple[Path, int | str]]:
+        every = settings(self, *arguments)
+        return [(path, value) for path, value in every if not path.name.startswith(left_out)]
+
+    patch.setattr(Cgroups, "_settings", fewer)
+
+
+def without_filter(patch: Patch) -> None:
+    patch.setattr(seccomp, "snippet_filter", lambda machine: b"")
+
+
+def without_profile(patch: Patch) -> None:
+    patch.setattr(docker, "_profile_text", lambda: "unconfined")
+
+
+def without_no_new_privileges(patch: Patch) -> None:
+    without_filter(patch)  # which can't be set without it
+    alter_agent(patch, "program", "kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)", "pass")
+    config = docker.DockerBackend._config
+
+    def fewer(self: docker.DockerBackend, *arguments: Any, **fields: Any) -> dict[str, Any]:
+        made = config(self, *arguments, **fields)
+        made["HostConfig"]["SecurityOpt"].remove("no-new-privileges")
+        return made
+
+    patch.setattr(docker.DockerBackend, "_config", fewer)
+
+
+def without_ipc_namespace(patch: Patch) -> None:
+    alter_agent(patch, "program", "kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC", "kernel.CLONE_NEWNS")
+
+
+def without_overlay(patch: Patch) -> None:
+    alter_agent(
+        patch,
+        "view",
+        'kernel.mount("overlay", folder, "overlay", TMPFS, options)',
+        "kernel.bind(base.find(folder), folder)",
+    )
+    alter_agent(patch, "base", 'recursive=True, rw=entry["rw"]', "recursive=True, rw=True")
+
+
+def without_pids_limit(patch: Patch) -> None:
+    alter_cgroups(patch, "pids")
+
+
+def without_memory_limit(patch: Patch) -> None:
+    alter_cgroups(patch, "memory")
+    alter_agent(patch, "snippet", 'limit = self.limits["memory"]', "limit = None")
+
+
+def without_disk_limit(patch: Patch) -> None:
+    alter_agent(patch, "view", "% (disk_bytes, inodes)", "% (disk_bytes * 100, inodes)")
+
+
+def without_output_bound(patch: Patch) -> None:
+    alter_agent(patch, "snippet", "self._half = limit // 2", "self._half = 1 << 40")
+
+
+def without_process_kill(patch: Patch) -> None:
+    alter_agent(
+        patch,
+        "snippet",
+        "_kill(self.pid)\n            _, _, usage = os.wait4(self.pid, 0)",
+        "usage = resource.getrusage(resource.RUSAGE_CHILDREN)",
+    )
+
+
+def with_everything(patch: Patch) -> None:
+    """Nothing is taken away."""
+
+
+@pytest.fixture
+def stand(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator["Stand"]:
+    with (
+        host.surroundings(tmp_path_factory.mktemp("host")) as surroundings,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        yield Stand(tmp_path_factory, request, surroundings, patch)
+
+
+class Stand:
+    """Opens a house without a defence, and lets a case of the table run in it."""
+
+    def __init__(
+        self,
+        folders: pytest.TempPathFactory,
+        request: pytest.FixtureRequest,
+        surroundings: host.Surroundings,
+        patch: Patch,
+    ) -> None:
+        self._folders, self._request = folders, request
+        self._surroundings, self._patch = surroundings, patch
+
+    @contextmanager
+    def house(
+        self, level: str, without: Callable[[Patch], None], **changes: Any
+    ) -> Iterator[House]:
+        without(self._patch)
+        image = lambda: str(self._request.getfixturevalue("conformance_image"))  # noqa: E731
+        with open_house(level, self._folders.mktemp("house"), image, **changes) as house:
+            self._surroundings.furnish(house.folder / "data")
+            yield house
+
+    def run(self, house: House, file: str) -> tuple[Case, Verdict]:
+        (case,) = (case for case in TABLE if case.file == file)
+        given = self._surroundings.given(house.mount, confined=True) | {
+            "flood": FLOOD,
+            "targets": ["parent", "pid 1", "host's"],
+            "search": "/",
+        }
+        language = "bash" if case.language == "bash" else "python"
+        role = "short" if case.short else "hostile"
+        return case.on(house.level), house.judge(read(case, given), language, role)
+
+
+ONE_BY_ONE = [
+    ("the snippet's seccomp filter", "local", without_filter, "47_vsock.py", "vsock\tdone"),
+    ("no new privileges", "local", without_no_new_privileges, "44_setuid.py",
+     "no new privileges\t0"),
+    ("the pids limit", "local", without_pids_limit, "01_fork_bomb.py", "forks\t300 done"),
+    ("the memory limit", "local", without_memory_limit, "03_heap_bomb.py", "MiB\t700"),
+    ("the disk limit", "local", without_disk_limit, "07_fills_its_folder.py", "MiB\t200 done"),
+    pytest.param(
+        "no new privileges", "docker-fresh", without_no_new_privileges, "44_setuid.py",
+        "capable\tuser same 000000000000000b 000000000000000b", marks=pytest.mark.docker,
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("defence", "level", "without", "file", "told"), ONE_BY_ONE)
+def test_a_case_fails_without(
+    stand: Stand, defence: str, level: str, without: Callable[[Patch], None], file: str, told: str
+) -> None:
+    """What the table says of this case is not so once the defence is gone."""
+    with stand.house(level, without) as house:
+        case, verdict = stand.run(house, file)
+        assert told in verdict.stdout.splitlines(), verdict
+        with pytest.raises(AssertionError):
+            case.check(verdict)
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize(
+    ("without", "expected"),
+    [((without_filter,), "EPERM"), ((without_profile,), "EPERM"),
+     ((without_filter, without_profile), "done")],
+    ids=["profile alone", "filter alone", "neither"],
+)  # fmt: skip
+def test_the_containers_profile_and_the_filter_stand_for_each_other(
+    stand: Stand, without: tuple[Callable[[Patch], None], ...], expected: str
+) -> None:
+    """In a container, keys are refused by either, and only without both they can be left."""
+
+    def together(patch: Patch) -> None:
+        for one in without:
+            one(patch)
+
+    with stand.house("docker-nested", together) as house:
+        case, verdict = stand.run(house, "46_keyrings.py")
+        assert f"session\t{expected}" in verdict.stdout, verdict
+        if expected == "done":
+            with pytest.raises(AssertionError):
+                case.check(verdict)
+
+
+def test_without_namespaces_objects_stay_on_the_host(stand: Stand) -> None:
+    """Without an IPC namespace, System V objects outlive their snippet."""
+    with stand.house("local", without_ipc_namespace) as house:
+        stand.run(house, "06_sysv_bomb.py")
+        left = [name for name in host.state(house.folder) if name.startswith("System V")]
+        for name in left:
+            _, _, kind, _, number, *_ = name.split()
+            option = {"shm": "-m", "sem": "-s", "msg": "-q"}[kind]
+            subprocess.run(["ipcrm", option, number], check=True)
+        assert len(left) == 3, left
+
+
+def test_without_the_overlay_the_next_snippet_is_not_innocent(stand: Stand) -> None:
+    """Without an overlay a snippet writes to its repository itself, and the next one finds it."""
+    with stand.house("local", without_overlay) as house:
+        house.settle()
+        outcome = house.live("open('README.md', 'a').write('hostile')", "python")
+        with pytest.raises(AssertionError, match="stdout"):
+            house.check_innocent(outcome)
+        assert "hostile" in (house.folder / "data-repo" / "README.md").read_text()
+
+
+def test_without_an_output_bound_there_is_no_verdict(stand: Stand) -> None:
+    """Without a bound on what is kept, the answer is longer than any frame may be."""
+    with (
+        stand.house("local", without_output_bound) as house,
+        pytest.raises(UnjudgedError, match="over the limit"),
+    ):
+        stand.run(house, "12_floods_stderr.py")
+
+
+def test_without_the_kill_a_survivor_lives_on(stand: Stand) -> None:
+    """Without the kill of its init, what a snippet left running runs on after its verdict."""
+    for without, expected in ((with_everything, 0), (without_process_kill, 2)):
+        with stand.house("local", without) as house:
+            _, verdict = stand.run(house, "20_nohup.sh")
+            assert verdict.status == "passed"
+            left = [name for name in host.processes_of(house.folder) if "sleep" in name]
+            assert len(left) == expected, left
+
+
+def test_without_the_network_namespace_a_listener_is_reached(stand: Stand) -> None:
+    """With the host's network a snippet reaches the host's listeners."""
+    with stand.house("local", with_everything, network="bridge") as house:
+        case, verdict = stand.run(house, "39_network.py")
+        assert "tcp\tdone" in verdict.stdout, verdict
+        with pytest.raises(AssertionError):
+            case.check(verdict)
