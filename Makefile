@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench hostile fuzz lint docs format images clean
+.PHONY: help demo test bench parity hostile fuzz lint docs format images clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,6 +13,7 @@ help:
 	@echo "make demo     judge 60 small outputs, to see what a run looks like"
 	@echo "make test     run the tests (ARGS='-k name' chooses)"
 	@echo "make bench    measure, beside other ways to do it (ARGS='overhead --quick' chooses)"
+	@echo "make parity   count verdicts that depend on load (ARGS='--clock fair --hog 0 1' chooses)"
 	@echo "make hostile  run the hostile programs, and print what was seen of each"
 	@echo "make fuzz     try 20,000 inputs on each reader, and the frame decoder for a minute"
 	@echo "make lint     check style, types, import directions and the agent's Python version"
@@ -31,6 +32,9 @@ test: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-bench
 	$(VENV)/bin/python -m bench $(ARGS)
+
+parity: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m bench.parity $(ARGS)
 
 hostile: $(VENV)/.installed-dev
 	PYTHONPATH=tests $(VENV)/bin/python -m pytest -p hostile.report tests/hostile $(ARGS)

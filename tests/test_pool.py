@@ -156,6 +156,27 @@ async def test_a_fresh_sandbox_is_none_that_served_before() -> None:
 
 
 @pytest.mark.asyncio
+async def test_who_wants_to_be_alone_waits_for_those_who_do_not() -> None:
+    """The pool is emptied once, for all that are to be alone, and not for each of them."""
+    order: list[str] = []
+
+    async def borrow(name: str, alone: bool) -> None:
+        async with pool.lend(environment(), alone=alone):
+            order.append(name)
+            await settle()
+
+    async with Pool(FakeBackend(), 2) as pool, anyio.create_task_group() as tasks:
+        tasks.start_soon(borrow, "first", False)
+        await settle()
+        for name in ("alone 1", "alone 2"):
+            tasks.start_soon(borrow, name, True)
+        for name in ("second", "third", "fourth"):
+            tasks.start_soon(borrow, name, False)
+    assert sorted(order[:4]) == ["first", "fourth", "second", "third"]
+    assert sorted(order[4:]) == ["alone 1", "alone 2"]
+
+
+@pytest.mark.asyncio
 async def test_who_wants_to_be_alone_is() -> None:
     """It waits for the others, and they for it; nobody waits for ever."""
     pool, ended = Pool(FakeBackend(), 3), list[str]()

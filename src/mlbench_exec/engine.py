@@ -360,6 +360,7 @@ class Engine:
         )
         reason = ""
         alone = False
+        uncertain = 0  # attempts whose verdicts were too close to the limit to count
         attempt = 1
         while attempt <= ATTEMPTS:
             await anyio.sleep(pause_s(attempt))
@@ -381,6 +382,10 @@ class Engine:
                 attempt += 1
                 continue
             self._patience.is_back()
+            is_close = rules.is_too_close(observation, job.time_limit_s)
+            if is_close and uncertain < ATTEMPTS and self.settings.resolved_concurrency() > 1:
+                alone, uncertain = True, uncertain + 1  # the last one counts
+                continue
             return tuple(
                 rules.executed_verdict(
                     sample,
@@ -389,7 +394,7 @@ class Engine:
                     execution.checks,
                     observation,
                     environment=environment.name,
-                    attempts=attempt,
+                    attempts=attempt + uncertain,
                     contended=alone,
                     started_at=started_at,
                     slot=slot,

@@ -54,6 +54,7 @@ class Pool:
         self._free = list(range(size + spares - 1, -1, -1))  # slot numbers, the lowest last
         self._idle: list[_Idle] = []  # least recently used first
         self._lent = 0
+        self._ordinary = 0  # borrowers that don't want to be alone, waiting ones included
         self._refilling = 0
         self._opened = self._opening = 0
         self._slots = len(self._free)  # that aren't broken
@@ -100,7 +101,9 @@ class Pool:
     ) -> AsyncIterator[Lease]:
         """Borrow a pristine sandbox for this environment.
 
-        A `fresh` one served nobody before; while one is lent `alone`, no other is in use.
+        A `fresh` one served nobody before; while one is lent `alone`, no other is in use. Who
+        wants to be alone waits until nobody else wants a sandbox: all of them are then served one
+        after the other, and the pool has to be empty only once.
 
         Raises what `Backend.open` raises, and `RuntimeError` once the pool is left, which ends
         the borrowers. A borrower that raises anything but `EnvironmentUnusable`, or is
@@ -111,10 +114,15 @@ class Pool:
         with anyio.CancelScope() as scope:
             self._borrowers.add(scope)
             try:
+                self._ordinary += not alone
+                while alone and self._ordinary:
+                    changed = self._changed
+                    await changed.wait()
                 permits = self.size if alone else 1
                 async with self._hold(permits), self._borrow(environment, fresh) as lease:
                     yield lease
             finally:
+                self._ordinary -= not alone
                 self._borrowers.discard(scope)
                 self._notify()
         if scope.cancelled_caught:

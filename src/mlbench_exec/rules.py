@@ -14,6 +14,7 @@ __all__ = [
     "detect_language",
     "error_of",
     "executed_verdict",
+    "is_too_close",
     "skipped_verdict",
     "static_verdict",
     "status_of",
@@ -66,6 +67,15 @@ def status_of(observation: Observation) -> Status:
     if observation.signal is not None:
         return "killed"
     return "failed"
+
+
+def is_too_close(observation: Observation, time_limit_s: float) -> bool:
+    """Whether the verdict could be another if the clock is wrong by as much as it may be.
+
+    What ended well passes on either side of the limit.
+    """
+    distance_s = abs(observation.counted_s - time_limit_s)
+    return observation.exit_code != 0 and distance_s < observation.uncertain_s
 
 
 def error_of(observation: Observation) -> str | None:

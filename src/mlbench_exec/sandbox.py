@@ -23,7 +23,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     open_files: int = 65536
     output_bytes: int = 64 * 1024  # kept of stdout and of stderr: half its head, half its tail
     clock: Clock = "fair"
-    wall_cap_factor: float = 20.0  # a snippet that got no CPU for this many limits is given up
+    wall_cap_factor: float = 100.0  # a snippet that isn't done after so many limits is given up
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +48,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     counted_s: float  # what the time limit counted
     cpu_s: float
     stalled_s: float  # ready to run, but without a CPU
+    uncertain_s: float = 0.0  # what `counted_s` may be wrong by
     peak_memory_bytes: int
     stdout: str
     stderr: str

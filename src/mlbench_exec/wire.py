@@ -24,6 +24,7 @@ AGENT_MODULES = (
     "frames",
     "base",
     "view",
+    "clock",
     "meter",
     "world",
     "program",

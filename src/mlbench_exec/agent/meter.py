@@ -1,60 +1,158 @@
-"""What a snippet uses, and how long it was ready to run but had no CPU."""
+"""What a snippet uses, and what the fair clock has to know of it."""
 
 from __future__ import annotations
 
 import os
 import time
-from typing import Iterator, Tuple
+from typing import Callable, Iterator, NamedTuple, Tuple
 
-Seen = Tuple[int, int, int]  # nanoseconds: ran, waited, and of a wait that isn't over yet
-NEW: Seen = (0, 0, 0)
+from mlbench_exec.agent.clock import FairClock, reachable
+
+Key = Tuple[int, int]  # pid and tid
 NEARLY_BYTES = 1 << 20  # memory is charged in batches
 SHORTEST_S = 0.01  # the counters of what runs move with the scheduler's tick, 1 to 10 ms
+UNSEEN_NS = 1_000_000  # of CPU time that no thread owns up to
+
+
+class Seen(NamedTuple):
+    """A thread at one look; nanoseconds."""
+
+    ran: int
+    waited: int
+    pending: int  # of a wait that isn't over yet
+    is_ready: bool
+
+
+NEW = Seen(0, 0, 0, False)
+STARTED = Seen(0, 0, 0, True)
+
+
+class Look(NamedTuple):
+    """All threads at one moment, with what they ran and waited since the look before."""
+
+    threads: dict[Key, Seen]
+    ran: int
+    waited: int
+    runners: int  # threads that ran or wanted to
+    ready: int
+    cpus: float  # that the ready ones may use
 
 
 class Meter:
-    """Samples every process of the snippet: the pid namespace's others are the agent's.
+    """Looks at every thread of the snippet: the pid namespace's other processes are the agent's.
 
-    The fair clock's rule, for an interval of length `dt`: the threads together ran for R and
-    waited for a CPU for D, both from /proc/PID/task/TID/schedstat. At full speed they would have
-    run for min(R + D, cpus * dt). What is missing to that was stolen from them; where they
-    wanted more than one CPU it is spread over as many.
-
-    The kernel adds a wait to its counter when it is over. So a thread that is ready to run, and
-    whose counters have not moved since the last sample, is taken to have waited all the time.
+    The kernel adds a wait to a thread's counter when it is over. So a thread that is ready to run
+    at both looks is taken to have been ready in between; what neither counter explains is a wait
+    in progress, which is settled when the kernel tells of it.
     """
 
-    def __init__(self, cpus: float, own_pids: set[int], proc: str = "/proc") -> None:
+    def __init__(
+        self,
+        cpus: float,
+        own_pids: set[int],
+        counters: Counters,
+        proc: str = "/proc",
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.cpus = cpus
-        self.stalled_s = 0.0
-        self.ran_s = 0.0  # what the samples saw; what ended between two of them is missing
-        self.seen: dict[tuple[int, str], Seen] = {}  # by pid and tid
+        self.clock = FairClock()
         self._own = own_pids
+        self._counters = counters
         self._proc = proc
-        self._last = time.monotonic()
+        self._now = now
+        self._look = Look({}, 0, 0, 0, 0, cpus)
+        self._newborn = NEW  # what is assumed of a thread that wasn't there before
+        self._has_missed = False  # a thread that ended while it was looked at
+        self._own_ran, self._own_waited = self._own_times()
+        self._used = counters.cpu_ns()
+        self._last = now()
 
-    def sample(self) -> None:
-        now = time.monotonic()
+    @property
+    def stalled_s(self) -> float:
+        return self.clock.stalled_s
+
+    @property
+    def uncertain_s(self) -> float:
+        return self.clock.uncertain_s
+
+    @property
+    def ran_s(self) -> float:
+        """What the looks saw; without a cgroup's counter, what ended between two is missing."""
+        return self.clock.ran_s
+
+    def begin(self, started: float) -> None:
+        """The program started at that moment, ready to run, maybe a while ago.
+
+        What its surroundings took before is not its own.
+        """
+        self.clock = FairClock()
+        self._last = min(started, self._now() - SHORTEST_S / 1000)
+        self._look = Look({}, 0, 0, 0, 1, self.cpus)
+        self._newborn = STARTED
+        self.sample(shortest_s=0.0)
+        self._newborn = NEW
+
+    def sample(self, shortest_s: float = SHORTEST_S) -> None:
+        """Look, and tell the clock what happened since the last time."""
+        now = self._now()
         dt = now - self._last
-        if dt < SHORTEST_S:
+        if dt < shortest_s:
             return
-        ran = delayed = 0
-        seen: dict[tuple[int, str], Seen] = {}
+        before, self._look, self._last = self._look, self._take_look(int(dt * 1e9)), now
+        look = self._look
+        used, own_waited = self._take_usage()
+        has_all = used is None or used - look.ran < UNSEEN_NS
+        self.clock.add(
+            dt,
+            look.ran / 1e9,
+            look.waited / 1e9,
+            (before.ready, look.ready),
+            look.cpus,
+            runners=look.runners,
+            used_s=None if used is None else used / 1e9,
+            is_complete=has_all and look.threads.keys() == before.threads.keys(),
+            own_delay_s=own_waited / 1e9,
+        )
+
+    def _take_look(self, span: int) -> Look:
+        ran = waited = ready = runners = 0
+        threads: dict[Key, Seen] = {}
+        masks: list[frozenset[int]] = []
+        self._has_missed = False
         for pid in self.pids():
             for key, run, delay in self._threads(pid):
-                before = self.seen.get(key, NEW)
-                if (run, delay) == before[:2] and self._is_waiting(key):
-                    waited = int(dt * 1e9)
-                    seen[key] = (run, delay, before[2] + waited)
-                    delayed += waited
-                    continue
-                ran += max(0, run - before[0])
-                delayed += max(0, delay - before[1] - before[2])
-                seen[key] = (run, delay, 0)
-        self.seen = seen
-        self.ran_s += ran / 1e9
-        self.stalled_s += stalled(ran / 1e9, delayed / 1e9, dt, self.cpus)
-        self._last = now
+                before = self._look.threads.get(key, self._newborn)
+                if run < before.ran:
+                    before = NEW  # its number was used again
+                thread = settle(before, run, delay, self._is_ready(key), span)
+                if thread.is_ready:
+                    ready += 1
+                    masks += _affinity(key[1])
+                runners += thread.is_ready or run > before.ran
+                ran += run - before.ran
+                waited += delay - before.waited + thread.pending - before.pending
+                threads[key] = thread
+        if not ready and (ran or self._has_missed):
+            ready = self._look_again()
+        return Look(threads, ran, waited, runners, ready, reachable(masks, self.cpus))
+
+    def _take_usage(self) -> tuple[int | None, int]:
+        """Since the last time, nanoseconds: CPU time in the cgroup, the agent's waits."""
+        used, own_ran, own_waited = self._counters.cpu_ns(), *self._own_times()
+        more = None
+        if used is not None and self._used is not None:
+            more = max(0, used - self._used - own_ran + self._own_ran)
+        waited = own_waited - self._own_waited
+        self._used, self._own_ran, self._own_waited = used, own_ran, own_waited
+        return more, waited
+
+    def _look_again(self) -> int:
+        """Threads that are ready, where none seemed to be while others came and went.
+
+        One that went away while it was looked for was ready, or its parent now is.
+        """
+        keys = [key for pid in self.pids() for key, _, _ in self._threads(pid)]
+        return sum(map(self._is_ready, keys)) or int(self._has_missed)
 
     def pids(self) -> list[int]:
         return [
@@ -63,34 +161,46 @@ class Meter:
             if name.isdigit() and int(name) not in self._own
         ]
 
-    def _is_waiting(self, key: tuple[int, str]) -> bool:
-        """Whether a thread is ready to run."""
-        try:
-            with open("%s/%d/task/%s/stat" % (self._proc, key[0], key[1]), "rb") as file:
-                return file.read(512).rpartition(b")")[2].split()[0] == b"R"
-        except (OSError, IndexError):
-            return False
+    def _own_times(self) -> tuple[int, int]:
+        """What the agent ran and waited itself, nanoseconds."""
+        ran = waited = 0
+        for pid in self._own:
+            fields = _read("%s/%d/schedstat" % (self._proc, pid)).split()
+            if len(fields) >= 2:
+                ran, waited = ran + int(fields[0]), waited + int(fields[1])
+        return ran, waited
+
+    def _is_ready(self, key: Key) -> bool:
+        """Whether a thread runs or is ready to, or waits in the kernel for one that is.
+
+        Uninterruptible sleep is a wait for a disk, or for a lock whose holder has no CPU.
+        """
+        state = _read("%s/%d/task/%d/stat" % (self._proc, key[0], key[1])).rpartition(b")")[2][1:2]
+        return state == b"R" or (state == b"D" and self._is_no_disk_awaited())
+
+    def _is_no_disk_awaited(self) -> bool:
+        """Whether no process of the whole machine waits for a disk."""
+        return b"\nprocs_blocked 0\n" in _read("%s/stat" % self._proc, 65536)
 
     def resident_pages(self, pid: int) -> int:
         try:
-            with open("%s/%d/statm" % (self._proc, pid), "rb") as file:
-                return int(file.read().split()[1])
-        except (OSError, IndexError, ValueError):
+            return int(_read("%s/%d/statm" % (self._proc, pid)).split()[1])
+        except (IndexError, ValueError):
             return 0
 
-    def _threads(self, pid: int) -> Iterator[tuple[tuple[int, str], int, int]]:
+    def _threads(self, pid: int) -> Iterator[tuple[Key, int, int]]:
         folder = "%s/%d/task" % (self._proc, pid)
         try:
             names = os.listdir(folder)
         except OSError:
+            self._has_missed = True
             return
         for name in names:
             try:
-                with open("%s/%s/schedstat" % (folder, name), "rb", buffering=0) as file:
-                    fields = file.read(128).split()
-                yield (pid, name), int(fields[0]), int(fields[1])
-            except (OSError, IndexError, ValueError):
-                continue  # it ended in between
+                fields = _read("%s/%s/schedstat" % (folder, name)).split()
+                yield (pid, int(name)), int(fields[0]), int(fields[1])
+            except (IndexError, ValueError):
+                self._has_missed = True  # it ended in between
 
     def resident_bytes(self) -> int:
         """Memory of all processes, shared pages counted once (PSS); costly, so ask seldom."""
@@ -107,12 +217,35 @@ class Meter:
         return total
 
 
-def stalled(ran_s: float, delayed_s: float, dt: float, cpus: float) -> float:
-    """Seconds of `dt` in which the snippet could have run and was not let."""
-    wanted = min(ran_s + delayed_s, cpus * dt)
-    if dt <= 0 or wanted <= ran_s:
-        return 0.0
-    return (wanted - ran_s) * min(1.0, dt / wanted)
+def settle(before: Seen, ran: int, waited: int, is_ready: bool, span: int) -> Seen:
+    """The thread now, `span` nanoseconds later, with the part of its wait not told of yet."""
+    unexplained = span - (ran - before.ran) - (waited - before.waited)
+    pending = before.pending + unexplained
+    if not before.is_ready:
+        pending = unexplained // 2  # it began to wait at some moment in between
+    return Seen(ran, waited, max(0, pending) if is_ready else 0, is_ready)
+
+
+def _read(path: str, size: int = 1024) -> bytes:
+    """The first bytes of a small file; nothing where it has gone."""
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except OSError:
+        return b""
+    try:
+        return os.read(fd, size)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
+
+
+def _affinity(tid: int) -> list[frozenset[int]]:
+    """The thread's CPUs, as a list of one; of none where it has gone."""
+    try:
+        return [frozenset(os.sched_getaffinity(tid))]
+    except OSError:
+        return []
 
 
 class Counters:
@@ -129,6 +262,8 @@ class Counters:
         self._most = _open(memory, "memory.max_usage_in_bytes")
         self._limit = _open(memory, "memory.limit_in_bytes")
         self._pids = _open(pids, "pids.events")
+        self._usage = _open(folders.get("cpuacct"), "cpuacct.usage")  # version 1
+        self._cpu = _open(pids, "cpu.stat") if self._usage is None else None
 
     @property
     def has_memory(self) -> bool:
@@ -150,6 +285,16 @@ class Counters:
     def pids_refused(self) -> int:
         return _field(self._pids, b"max")
 
+    def cpu_ns(self) -> int | None:
+        """CPU time of all that ever ran here, nanoseconds; None where nobody counts it."""
+        if self._usage is None:
+            microseconds = _fields(self._cpu).get(b"usage_usec")
+            return None if microseconds is None else microseconds * 1000
+        try:
+            return int(os.pread(self._usage, 32, 0))
+        except (OSError, ValueError):
+            return None
+
     def memory_bytes(self) -> int:
         """Anonymous and shared memory: what can't be dropped like a file's cached pages."""
         fields = _fields(self._memory)
@@ -162,7 +307,7 @@ def own_cgroups() -> dict[str, str]:
     """Where a container sees its own cgroup: mounted as the root of each hierarchy."""
     if os.path.exists("/sys/fs/cgroup/memory.stat"):
         return {"memory": "/sys/fs/cgroup", "pids": "/sys/fs/cgroup"}
-    return {name: "/sys/fs/cgroup/" + name for name in ("memory", "pids")}
+    return {name: "/sys/fs/cgroup/" + name for name in ("memory", "pids", "cpuacct")}
 
 
 def _number(fd: int | None) -> int:

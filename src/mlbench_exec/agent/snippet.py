@@ -26,6 +26,9 @@ from mlbench_exec.agent.program import Program, Unusable, fork
 from mlbench_exec.agent.world import World
 
 TICK_S = 0.05
+SHORT_TICK_S = 0.025  # where threads come and go on a busy machine
+MARGIN = 1.25  # of the uncertainty: the last look may find that a little more was stolen
+OVERTIME = 0.5  # of the limit: how long an uncertain clock may ask for more
 FAR_OVER_BYTES = 1 << 30
 MAX_VICTIMS = 8  # after so many without success the whole snippet goes
 LEFT_OVER_BYTES = 16 << 20
@@ -117,6 +120,7 @@ def run(
 class _Running:
     def __init__(self, world: World, program: Program, limits: dict[str, Any]) -> None:
         self.world, self.program, self.limits = world, program, limits
+        self._is_fair = limits["clock"] == "fair"
         self.ooms = world.counters.oom_kills()
         self.limit_hits = world.counters.own_limit_hits()
         self.refused = world.counters.pids_refused()
@@ -144,7 +148,9 @@ class _Running:
         self.err = Drain(err[0], limits["output"])
         self.report_fd = report[0]
         self.pidfd = None if world.nested else kernel.pidfd_open(self.pid)
-        self.meter = Meter(limits["cpus"] or os.cpu_count() or 1, world.own_pids)
+        cores = len(os.sched_getaffinity(0))
+        own = world.own_pids | {self.pid} if world.nested else world.own_pids  # init is ours
+        self.meter = Meter(min(limits["cpus"] or cores, cores), own, world.counters)
 
     def watch(self) -> None:
         poller = select.poll()
@@ -160,7 +166,8 @@ class _Running:
             if now >= next_sample:
                 self._sample()
                 self._reap_orphans()
-                next_sample = time.monotonic() + TICK_S
+                tick = SHORT_TICK_S if self._is_fair and self.meter.clock.is_sampling else TICK_S
+                next_sample = time.monotonic() + tick
             if not self.has_started and now > deadline:
                 raise Broken("the snippet's namespaces were not ready within 60 s")
             if self.has_started and self._is_over_time(now):
@@ -207,14 +214,25 @@ class _Running:
             message = json.loads(line.decode("utf-8"))
             if "started" in message:
                 self.has_started, self.started = True, message["started"]
+                self.meter.begin(self.started)
             elif "status" in message:
                 self.status, self.ended = message["status"], message["ended"]
             else:
                 self.failure = message
 
     def _counted(self, now: float) -> float:
-        wall = now - self.started
-        return wall - (self.meter.stalled_s if self.limits["clock"] == "fair" else 0.0)
+        return now - self.started - (self.meter.stalled_s if self._is_fair else 0.0)
+
+    def _uncertain(self) -> float:
+        return self.meter.uncertain_s if self._is_fair else 0.0
+
+    def _time(self) -> float:
+        """Where the snippet is stopped: past the limit by as much as the clock is uncertain.
+
+        So a snippet that ends close to its limit can be told from one that doesn't.
+        """
+        limit = float(self.limits["time"])
+        return limit + min(MARGIN * self._uncertain(), OVERTIME * limit)
 
     def _is_over_time(self, now: float) -> bool:
         if now - self.started > self.limits["cap"]:
@@ -222,17 +240,17 @@ class _Running:
                 "after %.0f s of wall-clock time the snippet had got only %.1f s to run: "
                 "the machine is too busy" % (now - self.started, self._counted(now))
             )
-        if self._counted(now) < self.limits["time"]:
+        if self._counted(now) < self._time():
             return False
         self.meter.sample()  # what was stolen since the last look doesn't count
-        return bool(self._counted(time.monotonic()) >= self.limits["time"])
+        return bool(self._counted(time.monotonic()) >= self._time())
 
     def _wait_ms(self, next_sample: float) -> int:
         now = time.monotonic()
         wait = next_sample - now
         if self.has_started:
-            wait = min(wait, self.limits["time"] - self._counted(now))
-        return max(1, int(wait * 1000) + 1)
+            wait = min(wait, self._time() - self._counted(now))
+        return max(5, int(wait * 1000) + 1)
 
     def _sample(self) -> None:
         self.meter.sample()
@@ -359,6 +377,11 @@ class _Running:
             raise TooBusy("the machine, not the snippet's own limit, ran out of memory")
         if self.failure == "lost" and not ooms:
             raise Broken("the snippet's init process died")
+        wall = self.ended - self.started if self.has_started else 0.0
+        stalled = min(self.meter.stalled_s, wall)
+        counted = wall - (stalled if self._is_fair else 0.0)
+        if self._is_fair and self.limit is None and counted >= self.limits["time"]:
+            self.limit = "time"  # it ended by itself, past the limit
         code = number = None
         if self.limit is None and self.status is not None:
             if os.WIFSIGNALED(self.status):
@@ -367,17 +390,16 @@ class _Running:
                 code = os.WEXITSTATUS(self.status)
         elif self.failure == "lost":
             number = int(signal.SIGKILL)
-        wall = self.ended - self.started if self.has_started else 0.0
-        stalled = min(self.meter.stalled_s, wall)
         return {
             "exit_code": code,
             "signal": number,
             "limit": self.limit or self._limit_met(ooms),
             "oom_kills": ooms,
             "wall_s": wall,
-            "counted_s": wall - (stalled if self.limits["clock"] == "fair" else 0.0),
+            "counted_s": counted,
             "cpu_s": max(self.cpu_s, self.meter.ran_s),  # the kernel drops the times of the killed
             "stalled_s": stalled,
+            "uncertain_s": self._uncertain(),
             "peak_memory_bytes": max(self.peak, self.max_rss),
             "stdout": self.out.text(),
             "stderr": self.err.text(),

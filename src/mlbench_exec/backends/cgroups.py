@@ -93,7 +93,7 @@ class Cgroups:
 
 def find(name: str) -> Cgroups | None:
     """Where this process can make groups with memory and pids limits, tried for real."""
-    for version, parents in _with_and_without_cpusets(_candidates(_own_paths(), _mounts())):
+    for version, parents in _with_and_without_extras(_candidates(_own_paths(), _mounts())):
         _remove_leftovers(set(parents.values()))
         cgroups = Cgroups(name, parents=parents, version=version)
         try:
@@ -111,13 +111,17 @@ def find(name: str) -> Cgroups | None:
     return None
 
 
-def _with_and_without_cpusets(
+def _with_and_without_extras(
     candidates: list[tuple[int, dict[str, Path]]],
 ) -> Iterable[tuple[int, dict[str, Path]]]:
+    """Both are done without if need be: cpusets, and the count of CPU time on version 1."""
     for version, parents in candidates:
-        yield version, parents
-        if "cpuset" in parents:
-            yield version, {c: path for c, path in parents.items() if c != "cpuset"}
+        tried: list[dict[str, Path]] = []
+        for left_out in ((), ("cpuset",), ("cpuset", "cpuacct")):
+            some = {c: path for c, path in parents.items() if c not in left_out}
+            if some not in tried:
+                tried.append(some)
+                yield version, some
 
 
 def _fill_cpuset(folder: Path) -> None:
@@ -154,7 +158,7 @@ def _candidates(
 ) -> list[tuple[int, dict[str, Path]]]:
     found: list[tuple[int, dict[str, Path]]] = []
     if {"memory", "pids"} <= mounts.keys() and {"memory", "pids"} <= own.keys():
-        controllers = {"memory", "pids", "cpuset"} & mounts.keys() & own.keys()
+        controllers = {"memory", "pids", "cpuset", "cpuacct"} & mounts.keys() & own.keys()
         parents = {c: mounts[c] / own[c].lstrip("/") for c in sorted(controllers)}
         found.append((1, parents))
     if "" in mounts and "" in own:
@@ -220,6 +224,6 @@ def _mounts() -> dict[str, Path]:
             mounts.setdefault("", point)
         elif fstype == "cgroup":
             for option in options.split(","):
-                if option in {"memory", "pids", "cpuset"}:
+                if option in {"memory", "pids", "cpuset", "cpuacct"}:
                     mounts.setdefault(option, point)
     return mounts

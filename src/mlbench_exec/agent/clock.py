@@ -1,0 +1,109 @@
+"""The fair clock: from what was seen between two looks to the time that was stolen. Pure.
+
+In an interval, `ready` threads wanted to run, R seconds of CPU time were got and D seconds were
+waited for. With p the mean number of ready threads and c the CPUs they may use, the program was
+active for (R + D) / p, and would have needed R / min(p, c) if nobody else had been there: what is
+between the two was stolen. It is linear in D, which the kernel tells in lumps, when a wait is over.
+
+Threads that were not there at both looks take their figures with them. Where the machine is busy,
+such an interval is taken as active by its two ends, and R comes from the cgroup, which forgets
+nothing; what that can be wrong by is kept as uncertainty. docs/fair-clock.md has the theory.
+"""
+
+from __future__ import annotations
+
+import math
+
+BUSY = 0.02  # below this share of waiting nobody is in the way
+MEMORY_S = 0.3  # over which that share is averaged
+CROWDED = 0.3  # above it waits are longer than looks are apart
+SLACK_S = 0.05  # a tick: waits that are not over, times that are told late
+SLACK = 0.05  # of the CPU time: caches and memory shared with others, time stolen from the machine
+
+
+class FairClock:
+    """Adds up what was stolen. `has_usage`: `used_s` is the cgroup's own count, None elsewhere."""
+
+    def __init__(self) -> None:
+        self.busy = 0.0  # share of waiting, lately
+        self.ran_s = 0.0
+        self._wall_s = 0.0
+        self._stolen_s = 0.0
+        self._needed_s = 0.0  # for what it ran, if nobody else had been there
+        self._floor_s = 0.0  # no program needs less than its CPU time on all its CPUs
+        self._variance = 0.0
+        self._unknown_s = 0.0
+        self._single_s = math.inf  # since when there is one thread only
+
+    def add(
+        self,
+        dt: float,
+        ran_s: float,
+        delayed_s: float,
+        ready: tuple[int, int],
+        cpus: float,
+        *,
+        runners: int,
+        used_s: float | None,
+        is_complete: bool,
+        own_delay_s: float,
+    ) -> None:
+        """One interval of `dt` seconds.
+
+        `ran_s` and `delayed_s` are sums over the threads that were seen; `ready` how many wanted
+        to run at either end; `cpus` how many these may use. `is_complete`: no thread came or went
+        and none was missed. `own_delay_s`: what the observer itself waited for a CPU.
+        """
+        share = min(1.0, (delayed_s + own_delay_s) / dt)
+        self.busy += (share - self.busy) * dt / (dt + MEMORY_S)
+        threads = [float(count) for count in ready if count]
+        parallel = sum(threads) / len(threads) if threads else 1.0
+        speed = min(parallel, cpus)
+        used = ran_s if is_complete or used_s is None else max(ran_s, used_s)
+        self._single_s = self._single_s + dt if is_complete and runners < 2 else 0.0
+        is_told = self._single_s > MEMORY_S or self.busy < CROWDED
+        if self.busy < BUSY or (is_complete and is_told):
+            stolen = (ran_s + delayed_s) / parallel - ran_s / speed
+            if not is_complete:  # what is new may have waited before this interval
+                stolen = min(stolen, dt)
+        else:
+            active = dt * len(threads) / 2
+            stolen = active - used / speed
+            if len(threads) == 1:
+                self._variance += dt * dt / 2
+            if used_s is None:  # all that is missing may be CPU time
+                seen = delayed_s / parallel
+                self._unknown_s += max(0.0, stolen - seen)
+                stolen = seen
+        self.ran_s += used
+        self._needed_s += used / speed
+        self._wall_s += dt
+        self._stolen_s += stolen
+        self._floor_s += used / cpus
+
+    @property
+    def is_sampling(self) -> bool:
+        """Whether the result depends on how often one looks."""
+        return self.busy >= BUSY and self._single_s == 0
+
+    @property
+    def stalled_s(self) -> float:
+        """Time in which the program could have run and was not let."""
+        return max(0.0, min(self._stolen_s, self._wall_s - self._floor_s))
+
+    @property
+    def uncertain_s(self) -> float:
+        """What `stalled_s` may be wrong by; next to nothing where nobody else wanted to run."""
+        slack = min(SLACK_S + SLACK * self._needed_s, self.stalled_s)
+        return slack + 2 * math.sqrt(self._variance) + self._unknown_s
+
+
+def reachable(masks: list[frozenset[int]], cpus: float) -> float:
+    """How many CPUs threads with these affinity masks can use at once, `cpus` at most."""
+    if not masks:
+        return cpus
+    most = float(len(frozenset().union(*masks)))
+    for mask in set(masks):
+        outside = sum(not other <= mask for other in masks)
+        most = min(most, len(mask) + outside)
+    return min(most, cpus)

@@ -1,0 +1,172 @@
+"""What the agent reads of a snippet's processes, from made-up /proc and cgroup trees."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from mlbench_exec.agent.meter import Counters, Meter
+
+AGENT = 1
+SECOND = 1_000_000_000
+FIRST_PID = 5_000_000  # above any that this machine could have
+
+
+class Machine:
+    """A /proc and a cgroup in a folder, and a clock that stands still until it is told."""
+
+    def __init__(self, folder: Path) -> None:
+        self.proc = folder / "proc"
+        self.cgroup = folder / "cgroup"
+        self.cgroup.mkdir(parents=True)
+        self.time = 100.0
+        self.blocked(0)
+        self.thread(AGENT, AGENT, 0, 0, "S")
+        self.usage(0)
+
+    def thread(self, pid: int, tid: int, ran_s: float, waited_s: float, state: str) -> None:
+        folder = self.proc / str(pid) / "task" / str(tid)
+        folder.mkdir(parents=True, exist_ok=True)
+        line = f"{ran_s * SECOND:.0f} {waited_s * SECOND:.0f} 7\n"
+        (folder / "schedstat").write_text(line)
+        (folder / "stat").write_text(f"{tid} (a) name)) {state} 1 1 1\n")
+        if pid == tid:
+            (self.proc / str(pid) / "schedstat").write_text(line)
+
+    def end(self, pid: int) -> None:
+        for path in sorted((self.proc / str(pid)).rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        (self.proc / str(pid)).rmdir()
+
+    def usage(self, seconds: float) -> None:
+        (self.cgroup / "cpuacct.usage").write_text(f"{seconds * SECOND:.0f}\n")
+
+    def blocked(self, count: int) -> None:
+        self.proc.mkdir(exist_ok=True)
+        (self.proc / "stat").write_text(f"cpu 1 2\nprocs_running 9\nprocs_blocked {count}\nirq 0\n")
+
+    def meter(self, cpus: float = 2.0) -> Meter:
+        counters = Counters({"cpuacct": str(self.cgroup)})
+        return Meter(cpus, {AGENT}, counters, str(self.proc), lambda: self.time)
+
+    def tick(self, meter: Meter, seconds: float = 0.05) -> None:
+        self.time += seconds
+        meter.sample()
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def test_waits_are_stolen_and_runs_are_not(machine: Machine) -> None:
+    """A thread that runs for a tenth of the time and waits for the rest counts a tenth."""
+    machine.thread(FIRST_PID, FIRST_PID, 0, 0, "R")
+    meter = machine.meter()
+    meter.begin(machine.time)
+    for number in range(1, 21):
+        machine.thread(FIRST_PID, FIRST_PID, number * 0.005, number * 0.045, "R")
+        machine.usage(number * 0.005)
+        machine.tick(meter)
+    assert meter.stalled_s == pytest.approx(0.9, abs=0.001)
+    assert meter.ran_s == pytest.approx(0.1)
+
+
+def test_a_wait_that_is_not_over_is_seen_and_not_counted_twice(machine: Machine) -> None:
+    """The kernel tells of a wait at its end; until then the thread is ready and doesn't move."""
+    machine.thread(FIRST_PID, FIRST_PID, 0.01, 0, "R")
+    machine.usage(0.01)
+    meter = machine.meter()
+    meter.begin(machine.time)
+    for _ in range(10):
+        machine.tick(meter)
+    waited = meter.stalled_s
+    assert waited == pytest.approx(0.5, abs=0.006)  # less what ran before the start
+    machine.thread(FIRST_PID, FIRST_PID, 0.02, 0.54, "R")
+    machine.usage(0.02)
+    machine.tick(meter)
+    assert meter.stalled_s == pytest.approx(0.54, abs=0.006)
+
+
+def test_a_start_that_the_agent_heard_of_late_is_measured_from_its_own_moment(
+    machine: Machine,
+) -> None:
+    """Neither had a CPU for three seconds: stolen; what was before is not the program's own."""
+    meter = machine.meter()
+    machine.time += 5.0
+    started = machine.time
+    machine.thread(FIRST_PID, FIRST_PID, 0.01, 0.0, "R")
+    machine.usage(0.01)
+    machine.time += 3.0
+    meter.begin(started)
+    assert meter.stalled_s == pytest.approx(2.99)
+
+
+def test_children_between_two_looks_are_found_in_the_cgroup(machine: Machine) -> None:
+    """Each lives for less than a tick; the agent's own CPU time in that cgroup is left out."""
+    machine.thread(FIRST_PID, FIRST_PID, 0, 0, "S")
+    meter = machine.meter()
+    meter.begin(machine.time)
+    for number in range(1, 101):
+        child = FIRST_PID + number
+        machine.thread(child, child, 0.001, 0.02, "R")
+        if number > 1:
+            machine.end(child - 1)
+        machine.thread(AGENT, AGENT, number * 0.001, 0, "S")
+        machine.usage(number * (0.005 + 0.001))
+        machine.tick(meter)
+    assert meter.ran_s == pytest.approx(0.5, abs=0.02)
+    assert 5.0 - meter.stalled_s == pytest.approx(0.5, abs=0.15)
+
+
+def test_waiting_for_a_lock_is_waiting_and_for_a_disk_is_not(machine: Machine) -> None:
+    """Uninterruptible sleep while nobody waits for a disk means that a lock's holder has no CPU."""
+    for blocked, expected in ((0, 1.0), (1, 0.1)):
+        machine.blocked(blocked)
+        parent, child = FIRST_PID, FIRST_PID + 1
+        machine.thread(parent, parent, 0, 0, "S")
+        machine.thread(child, child, 0, 0, "R")
+        meter = machine.meter()
+        meter.begin(machine.time)
+        for number in range(1, 3):  # busy enough for looks to decide
+            machine.thread(child, child, 0, number * 0.5, "R")
+            machine.thread(parent, parent, 0.0001 * number, number * 0.4, "R")
+            machine.tick(meter, 0.5)
+        before = meter.stalled_s
+        for _ in range(20):
+            machine.thread(child, child, 0, 1.0, "D")
+            machine.thread(parent, parent, 0.0002, 0.8, "S")
+            extra = FIRST_PID + 2
+            machine.thread(extra, extra, 0, 0, "S")
+            machine.tick(meter)
+            machine.end(extra)
+        assert (meter.stalled_s - before > 0.5) == (expected == 1.0), blocked
+
+
+def test_a_thread_number_that_is_used_again_starts_anew(machine: Machine) -> None:
+    """Counters that went down belong to somebody else."""
+    machine.thread(FIRST_PID, FIRST_PID, 9.0, 9.0, "R")
+    meter = machine.meter()
+    meter.begin(machine.time)
+    before = meter.ran_s
+    machine.thread(FIRST_PID, FIRST_PID, 0.02, 0.03, "R")
+    machine.usage(0.02)
+    machine.tick(meter)
+    assert 0 <= meter.stalled_s <= 0.05
+    assert meter.ran_s - before == pytest.approx(0.02)
+
+
+def test_version_2_tells_cpu_time_in_cpu_stat(tmp_path: Path) -> None:
+    """`usage_usec` is there without the cpu controller; where neither file is, nobody knows."""
+    (tmp_path / "cpu.stat").write_text("usage_usec 1500\nuser_usec 1000\nsystem_usec 500\n")
+    assert Counters({"pids": str(tmp_path)}).cpu_ns() == 1_500_000
+    assert Counters({}).cpu_ns() is None
+
+
+def test_the_real_proc_can_be_read() -> None:
+    """On this machine, with this process's own threads."""
+    meter = Meter(2.0, set(), Counters({}))
+    assert os.getpid() in meter.pids()
+    meter.begin(time.monotonic())
+    assert (os.getpid(), os.getpid()) in meter._look.threads
