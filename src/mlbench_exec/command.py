@@ -11,7 +11,7 @@ import anyio.abc
 import click
 from rich.console import Console
 
-from mlbench_exec.errors import BackendUnavailable, InputError, MLBenchExecError
+from mlbench_exec.errors import BackendUnavailable, InputError, MLBenchExecError, RunFolderBroken
 from mlbench_exec.report import render_json, render_summary
 from mlbench_exec.run import Outcome
 from mlbench_exec.scores import Summary
@@ -91,7 +91,7 @@ class Failures:
         if isinstance(error, BackendUnavailable):
             say(f"{self._program}: {error}")
             sys.exit(NO_BACKEND)
-        if isinstance(error, InputError):
+        if isinstance(error, InputError) and not isinstance(error, RunFolderBroken):
             say(f"{self._program}: {error}")
             sys.exit(BAD_INPUT)
         if isinstance(error, MLBenchExecError):

@@ -3,6 +3,7 @@
     MLBenchExecError
     ├── InputError               the user's files or options: bad, missing, or contradictory
     │   └── RunFolderError       a run folder that can't be continued, or is in use
+    │       └── RunFolderBroken  its disk refuses a write, or a file in it is damaged
     ├── BackendUnavailable       no backend can start on this machine
     ├── EnvironmentUnusable      this environment has no image, folder or interpreter here
     └── SandboxFailed            a sandbox broke; its snippet is run again on a fresh one
@@ -24,6 +25,10 @@ class InputError(MLBenchExecError):
 
 class RunFolderError(InputError):
     """A run folder belongs to other inputs, is damaged, or is in use by another run."""
+
+
+class RunFolderBroken(RunFolderError):
+    """The disk or the files are at fault, not what was asked for; what is whole stays valid."""
 
 
 class BackendUnavailable(MLBenchExecError):

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sysconfig
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,18 @@ Line = dict[str, Any]
 class Command:
     """One `mlbench-exec run`, which can be started again; its temporary files are its own."""
 
-    def __init__(self, home: Path, outputs: Path, *options: str | Path) -> None:
+    def __init__(
+        self,
+        home: Path,
+        outputs: Path,
+        *options: str | Path,
+        program: Sequence[str | Path] = (EXECUTABLE, "run"),
+    ) -> None:
         self.folder = home / "run"
         self.log = home / "log.txt"
         self._temporary = home / "tmp"
         self._temporary.mkdir(parents=True)
-        self._line = [EXECUTABLE, "run", outputs, "--out", self.folder, *options]
+        self._line = [*program, outputs, "--out", self.folder, *options]
         self._families: set[tuple[int, int]] = set()
         self._pids: set[int] = set()
 
@@ -92,7 +98,7 @@ class Command:
 
     def leftovers(self) -> set[str]:
         """What is on this machine of every process that was started, and of its sandboxes."""
-        found = {f"container {name}" for name in self._containers()}
+        found = {f"container {name}" for name in self.containers()}
         found |= {f"file {path}" for path in self._temporary.iterdir()}
         mounts = Path("/proc/self/mountinfo").read_text().splitlines()
         found |= {f"mount {line}" for line in mounts if str(self._temporary) in line}
@@ -102,7 +108,7 @@ class Command:
             found |= {f"process {other}" for other in _in_cgroup(_mark_of(pid))}
         return found
 
-    def _containers(self) -> list[str]:
+    def containers(self) -> list[str]:
         if "docker" not in self._line:
             return []
         label = f"label=mlbench-exec.run={self.folder}"

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ HEADROOM_BYTES = 64 << 20  # the agent itself, and the kernel's bookkeeping
 HEADROOM_PIDS = 16
 ENGINE = "-engine"  # the leaf for this process itself, on version 2
 GONE_WITHIN_S = 5.0
+KILLED_WITHIN_S = 2.0
 
 
 class Group(msgspec.Struct, frozen=True):
@@ -139,11 +141,34 @@ def _has_limits(group: Group, version: int) -> bool:
 
 
 def _remove_leftovers(parents: set[Path]) -> None:
-    """Remove the empty groups of engines that were killed."""
+    """Remove the groups of engines that were killed, with whatever still runs in them.
+
+    An agent that hears of its engine's end goes by itself; one that hangs does not.
+    """
     for parent in parents:
         for folder in parent.glob(f"{PREFIX}*"):
             if is_dead_name(folder.name):
+                _kill_all(folder)
                 _remove_group(folder)
+
+
+def _kill_all(folder: Path) -> None:
+    """Kill every process in a group and those below it; wait a moment until they are gone."""
+    until = time.monotonic() + KILLED_WITHIN_S
+    while left := {pid for path in (folder, *folder.glob("*/")) for pid in _pids_of(path)}:
+        for pid in left:
+            with contextlib.suppress(OSError):  # gone, or not ours
+                os.kill(pid, signal.SIGKILL)
+        if time.monotonic() > until:
+            return
+        time.sleep(0.01)
+
+
+def _pids_of(folder: Path) -> list[int]:
+    try:
+        return _pids(folder)
+    except OSError:  # removed meanwhile, by another engine's start
+        return []
 
 
 def _remove_group(folder: Path) -> None:

@@ -294,10 +294,9 @@ class DockerBackend:
                 )
             except BaseException as error:
                 await sandbox.aclose()
-                if isinstance(error, SandboxFailed) and NO_PYTHON in str(error):
+                if isinstance(error, SandboxFailed) and (missing := _missing(str(error))):
                     raise EnvironmentUnusable(
-                        f"environment {environment.name}: no Python 3.7 or later was found in "
-                        f"{environment.image}; name one with `python` in an environments file"
+                        f"environment {environment.name}: {missing} in {environment.image}"
                     ) from error
                 raise
         return sandbox, ready
@@ -439,6 +438,15 @@ class DockerBackend:
             if await anyio.to_thread.run_sync(is_dead, label):
                 with anyio.move_on_after(CLOSE_WITHIN_S):
                     await _delete(container)
+
+
+def _missing(message: str) -> str | None:
+    """What an image lacks that a sandbox can't do without, with the next step."""
+    if NO_PYTHON in message:
+        return "no Python 3.7 or later was found (an environments file names one with `python`)"
+    if '"/bin/sh"' in message and ("no such file" in message or "not found" in message):
+        return "there is no /bin/sh to start a sandbox with (build it in, and give that as `image`)"
+    return None
 
 
 def _profile_text() -> str:

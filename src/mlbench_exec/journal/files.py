@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
-from mlbench_exec.errors import RunFolderError
+from mlbench_exec.errors import RunFolderBroken, RunFolderError
 
 T = TypeVar("T")
 
@@ -95,7 +95,7 @@ def read_lines(path: Path, line_type: type[T]) -> Iterator[tuple[T, int]]:
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 if not file.read(1):
                     return
-                raise RunFolderError(
+                raise RunFolderBroken(
                     f"{path}:{number}: not a line that mlbench-exec wrote ({error}): remove that "
                     "line to have its output judged again, or use --restart to judge everything "
                     "anew"
@@ -136,6 +136,8 @@ class explained:  # noqa: N801 - used as a verb
                 ". Every verdict before it is safe: make room, and the same command goes on from "
                 "there"
             )
-        else:
-            message += ": see to the folder's place and rights, or name another with --out"
+            raise RunFolderBroken(message) from error
+        message += ": see to the folder's place and rights, or name another with --out"
+        if error.errno == errno.EIO:
+            raise RunFolderBroken(message) from error
         raise RunFolderError(message) from error

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from mlbench_exec.errors import RunFolderError
+from mlbench_exec.errors import RunFolderBroken, RunFolderError
 from mlbench_exec.journal.files import explained, sync_folder
 
 SCHEMA_VERSION = 1
@@ -94,7 +94,7 @@ def read_manifest(folder: Path) -> Manifest | None:
             )
         return msgspec.json.decode(content, type=Manifest)
     except msgspec.DecodeError as error:
-        raise RunFolderError(
+        raise RunFolderBroken(
             f"{path} can't be read ({error}): name another folder with --out, or use --restart "
             "to judge anew"
         ) from None

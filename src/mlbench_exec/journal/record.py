@@ -17,7 +17,7 @@ import anyio.abc
 import anyio.to_thread
 import msgspec
 
-from mlbench_exec.errors import RunFolderError
+from mlbench_exec.errors import RunFolderBroken, RunFolderError
 from mlbench_exec.failures import classify
 from mlbench_exec.journal.files import Lines, explained, read_lines, sync_folder
 from mlbench_exec.journal.manifest import (
@@ -355,7 +355,7 @@ def _read_verdicts(path: Path, seen: _Seen, line_type: type[V]) -> Iterator[tupl
         try:
             seen.add(record.github_id, record.id, record.index)
         except ValueError as error:
-            raise RunFolderError(
+            raise RunFolderBroken(
                 f"{path}:{number}: {error}: remove one of the two lines, or use --restart to "
                 "judge anew"
             ) from None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from mlbench_exec.errors import RunFolderError
+from mlbench_exec.errors import RunFolderBroken
 from mlbench_exec.samples import Key
 from mlbench_exec.scores import Summary, Tally
 
@@ -16,7 +16,7 @@ __all__ = ["write_results", "write_summary"]
 def write_results(folder: Path, tally: Tally, order: Iterable[Key] | None = None) -> None:
     """Write results.jsonl: a line for each submitted row, in the dataset's order where given.
 
-    Rows that the order leaves out come last. Blocks; raises `RunFolderError`.
+    Rows that the order leaves out come last. Blocks; raises `RunFolderBroken`.
     """
     submitted = set(tally.keys())
     ordered = [key for key in dict.fromkeys(order or ()) if key in submitted]
@@ -26,7 +26,7 @@ def write_results(folder: Path, tally: Tally, order: Iterable[Key] | None = None
 
 
 def write_summary(folder: Path, summary: Summary) -> None:
-    """Write summary.json. Blocks; raises `RunFolderError`."""
+    """Write summary.json. Blocks; raises `RunFolderBroken`."""
     _write(folder / "summary.json", msgspec.json.format(msgspec.json.encode(summary)) + b"\n")
 
 
@@ -39,7 +39,7 @@ def _write(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        raise RunFolderError(
+        raise RunFolderBroken(
             f"can't write {path}: {error.strerror or error}; the verdicts are safe, and "
             "`mlbench-exec report` gives the same figures from them"
         ) from error
