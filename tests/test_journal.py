@@ -20,6 +20,7 @@ from mlbench_exec.journal import (
     DatasetFacts,
     InputFile,
     Journal,
+    Known,
     Manifest,
     Recorded,
     RepoFacts,
@@ -459,3 +460,16 @@ def test_a_killed_run_can_be_continued(tmp_path: Path) -> None:
         running.kill()
         told = int((running.stdout.read().split() or [line])[-1])
     assert len(asyncio.run(recorded(tmp_path))) > told
+
+
+def test_known_outputs_are_found_again_in_little_memory() -> None:
+    """By row and index, with what is needed to tell a changed output."""
+    known = Known()
+    known.add((9, 1), 4, passed=True, output_hash="a" * 32)
+    known.add((9, 1), 0, passed=False, output_hash="h")
+    assert known.get((9, 1)) == {4: True, 0: False}
+    assert known.get((9, 2), {}) == {}
+    assert known.hashes((9, 1)) == [(0, "h"), (4, "a" * 32)]
+    assert known.hashes((9, 2)) == []
+    assert ((9, 1) in known, len(known), known.outputs) == (True, 1, 2)
+    assert repr(known) == "<Known 2 outputs of 1 rows>"

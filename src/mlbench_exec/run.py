@@ -34,6 +34,7 @@ from mlbench_exec.journal import (
     DatasetFacts,
     InputFile,
     Journal,
+    Known,
     Manifest,
     Recorded,
     RepoFacts,
@@ -147,8 +148,7 @@ class Evaluation:
         self._stderr = stderr or sys.stderr
         self._backend = backend
         self._can_reread = False  # a file can be read twice, and the dataset; a pipe can't
-        self._hashes: dict[Key, dict[int, str]] = {}
-        self._judged: dict[Key, dict[int, bool]] = {}
+        self._judged = Known()
         self._given = source
         self._beside = beside
         self._open: dict[Key, int] = {}  # outputs without a verdict, where that is known
@@ -205,15 +205,15 @@ class Evaluation:
 
         def take(recorded: Recorded) -> None:
             key, index = recorded.key, recorded.index
-            self._hashes.setdefault(key, {})[index] = recorded.output_hash
-            self._judged.setdefault(key, {})[index] = recorded.status in PASSING
+            passed = recorded.status in PASSING
+            self._judged.add(key, index, passed=passed, output_hash=recorded.output_hash)
             _count(tally, recorded)
 
         return take
 
     async def _refuse_changed(self, engine: Engine) -> None:
         """A first pass where one is free: count, and name outputs that differ from judged ones."""
-        self._done = sum(len(row) for row in self._judged.values())
+        self._done = self._judged.outputs
         if not self._can_reread:
             return
         total = done = found = 0
@@ -225,8 +225,8 @@ class Evaluation:
                     total += 1
                     continue
                 total += len(row.outputs)
-                found += row.key in self._hashes
-                judged = len(self._hashes.get(row.key, ()))
+                found += row.key in self._judged
+                judged = len(self._judged.hashes(row.key))
                 done += judged
                 self._open[row.key] = len(row.outputs) - judged
                 changed += self._changes(row)
@@ -235,14 +235,15 @@ class Evaluation:
             raise _changed_outputs(self.folder, changed)
         self._total = total
         if self.selection == Selection():
-            self._absent = len(self._hashes) - found
+            self._absent = len(self._judged) - found
 
     def _changes(self, row: Submission) -> list[str]:
         """Judged outputs of this row that are others now, or gone."""
-        now = dict(enumerate(row.outputs))
+        hashes = self._judged.hashes(row.key)
+        now = dict(enumerate(row.outputs)) if hashes else {}
         return [
             f"{row.place}: github_id {row.github_id}, id {row.id}, output {index}"
-            for index, known in sorted(self._hashes.get(row.key, {}).items())
+            for index, known in hashes
             if (code := now.get(index)) is None or output_hash(code) != known
         ]
 
@@ -288,7 +289,10 @@ class Evaluation:
         given = self._given or self.outputs
         async with aclosing(self.selection.read(given, engine.samples)) as rows:
             async for row in rows:
-                if isinstance(row, Submission) and (changed := self._changes(row)):
+                if self._can_reread or isinstance(row, Rejected):  # compared already
+                    yield row
+                    continue
+                if changed := self._changes(row):
                     raise _changed_outputs(self.folder, changed)
                 if self.outputs == STDIN and isinstance(row, Submission):
                     await self._keep(journal, row)
@@ -344,7 +348,7 @@ class Evaluation:
             facts["saves work"] = saved
         facts["folder"] = str(self.folder)
         if self._judged:
-            done = sum(len(row) for row in self._judged.values())
+            done = self._judged.outputs
             facts["continues"] = f"{done} outputs are judged already"
         if self._absent:
             facts["beside them"] = (

@@ -1,11 +1,13 @@
 """Command: mlbench-exec as its users start it, what it writes, and what it leaves behind."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sysconfig
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,21 @@ class Command:
             assert time.monotonic() < until, f"too slow: {self.said()}"
             time.sleep(POLL_S)
         self._families |= _family(process.pid)
+
+    @contextlib.contextmanager
+    def held_at(self, process: "subprocess.Popen[bytes]", count: int) -> Iterator[None]:
+        """Hold the engine still once so many are written, however slow this process is."""
+        until = time.monotonic() + 90
+        while len(self.verdicts()) < count:
+            assert process.poll() is None, f"ended too early: {self.said()}"
+            assert time.monotonic() < until, f"too slow: {self.said()}"
+            time.sleep(POLL_S)
+        process.send_signal(signal.SIGSTOP)
+        try:
+            self._families |= _family(process.pid)
+            yield
+        finally:
+            process.send_signal(signal.SIGCONT)
 
     def verdicts(self) -> list[Line]:
         return _whole_lines(self.folder / "verdicts.jsonl")

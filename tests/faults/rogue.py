@@ -16,6 +16,8 @@ FOLDER = os.path.dirname(os.path.abspath(sys.argv[0]))
 PLAN = os.path.join(FOLDER, "plan")
 PYTHON = "/usr/bin/python3"
 ANSWERS_BEFORE = 2  # its greeting and its readiness
+LATER = "later-"  # a mode that begins so: after so many good results
+GOOD_RESULTS = 3
 
 
 def take_mode() -> str | None:
@@ -108,12 +110,14 @@ def main() -> None:
     assert agent.stdin is not None
     assert agent.stdout is not None
     threading.Thread(target=pass_on, args=(agent.stdin.fileno(),), daemon=True).start()
-    answers = 0
+    answers, before = 0, ANSWERS_BEFORE
+    if mode.startswith(LATER):
+        mode, before = mode[len(LATER) :], before + GOOD_RESULTS
     while True:
         length = read_exactly(agent.stdout.fileno(), 4)
         answer = length + read_exactly(agent.stdout.fileno(), struct.unpack(">I", length)[0])
         answers += 1
-        if answers > ANSWERS_BEFORE:
+        if answers > before:
             misbehave(mode, answer)
         write(answer)
 

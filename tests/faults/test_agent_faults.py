@@ -3,7 +3,6 @@
 import os
 import resource
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,11 +109,12 @@ def test_f8_an_agent_that_always_fails(
 def test_f8_agents_that_fail_now_and_then(tmp_path: Path) -> None:
     """Each failure costs its sandbox, not an output: all verdicts are as if nothing had been."""
     rogue = make_rogue(tmp_path / "agents")
-    plan(rogue, *(mode for mode in MODES if mode not in {"endless", "mute"}))
+    started = {"mute", "absent", "endless"}  # they have no good result first, or take long
+    plan(rogue, *(f"later-{mode}" for mode in MODES if mode not in started))
     scene = Scene(tmp_path, program=driver("--rogue", rogue))
     scene.finish()
     attempts = [line["attempts"] for line in scene.command.verdicts()]
-    assert sum(number > 1 for number in attempts) >= 2
+    assert sum(number > 1 for number in attempts) >= 6
     assert not list((tmp_path / "agents" / "plan").iterdir()), "not every mode was met"
 
 
@@ -124,11 +124,10 @@ def test_f3_agents_killed_from_outside(tmp_path: Path) -> None:
     process = scene.command.start()
     killed = 0
     for count in (5, 15, 25, 35):
-        scene.command.wait_for_verdicts(process, count)
-        for agent in agents_of(process.pid):
-            os.kill(agent, signal.SIGKILL)
-            killed += 1
-        time.sleep(0.1)
+        with scene.command.held_at(process, count):
+            for agent in agents_of(process.pid):
+                os.kill(agent, signal.SIGKILL)
+                killed += 1
     assert process.wait(120) == 0, scene.command.said()
     assert killed >= 4
     scene.check(scene.command.verdicts())

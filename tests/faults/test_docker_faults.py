@@ -75,15 +75,6 @@ def daemon(conformance_image: str) -> Iterator[Daemon]:
         one.remove()
 
 
-@contextlib.contextmanager
-def stopped(daemon: Daemon, number: int) -> Iterator[None]:
-    daemon.stop(number)
-    try:
-        yield
-    finally:
-        daemon.start()
-
-
 def test_f4_a_daemon_that_is_restarted(
     daemon: Daemon,
     conformance_image: str,
@@ -93,13 +84,16 @@ def test_f4_a_daemon_that_is_restarted(
 ) -> None:
     """In order or by kill -9: the run waits, goes on, and ends as if nothing had been."""
     monkeypatch.setenv("DOCKER_HOST", daemon.address)
-    scene = Scene(tmp_path, *SLOWLY, count=30, image=conformance_image, nap_s=1.0)
+    scene = Scene(tmp_path, *SLOWLY, count=20, image=conformance_image, nap_s=0.5)
     process = scene.command.start()
-    for count, number in ((7, signal.SIGTERM), (14, signal.SIGKILL)):
-        scene.command.wait_for_verdicts(process, count)
-        with stopped(daemon, number):
+    for count, number in ((5, signal.SIGTERM), (10, signal.SIGKILL)):
+        with scene.command.held_at(process, count):
+            daemon.stop(number)
+        try:
             time.sleep(2)
             assert process.poll() is None, scene.command.said()
+        finally:
+            daemon.start()
     assert process.wait(240) == 0, scene.command.said()
     scene.check(scene.command.verdicts())
     assert scene.command.unjudged() == []
@@ -121,13 +115,16 @@ def test_f4_a_daemon_that_is_stopped_for_good(
         *SLOWLY,
         count=20,
         image=conformance_image,
-        nap_s=1.0,
+        nap_s=0.5,
         program=driver("--patience", "3"),
     )
     process = scene.command.start()
-    scene.command.wait_for_verdicts(process, 5)
-    with stopped(daemon, signal.SIGTERM):
+    with scene.command.held_at(process, 5):
+        daemon.stop()
+    try:
         assert process.wait(120) == 1, scene.command.said()
+    finally:
+        daemon.start()
     said = " ".join(scene.command.said().split())
     assert f"no Docker daemon answers at {daemon.address} any more" in said
     assert "it did not come back within 3 s" in said

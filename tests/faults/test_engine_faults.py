@@ -105,14 +105,12 @@ def test_f7_torn_and_corrupted_journals(undisturbed: Scene, tmp_path: Path) -> N
 
 def test_f10_two_runs_in_one_folder(tmp_path: Path) -> None:
     """The second is refused by name, and does the first no harm."""
-    scene = Scene(tmp_path, "--concurrency", "2", "--time-limit", "4", nap_s=0.5, count=30)
-    first = scene.command.start()
-    scene.command.wait_for_verdicts(first, 5)
-    log = scene.command.log
-    scene.command.log = tmp_path / "second.txt"
-    assert scene.command.run() == 2
-    assert f"{scene.command.folder} is in use by another run" in scene.command.said()
-    assert first.poll() is None
+    scene = Scene(tmp_path, "--concurrency", "2", "--time-limit", "4", nap_s=0.5, count=20)
+    first, log = scene.command.start(), scene.command.log
+    with scene.command.held_at(first, 3):
+        scene.command.log = tmp_path / "second.txt"
+        assert scene.command.run() == 2
+        assert f"{scene.command.folder} is in use by another run" in scene.command.said()
     assert first.wait(120) == 0, log.read_text()
     scene.check(scene.command.verdicts())
     assert scene.command.leftovers() == set()

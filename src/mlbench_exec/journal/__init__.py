@@ -1,5 +1,6 @@
 """The record of a run: its folder, its manifest, and resuming it."""
 
+from mlbench_exec.journal.known import Known
 from mlbench_exec.journal.manifest import (
     DatasetFacts,
     InputFile,
@@ -24,6 +25,7 @@ __all__ = [
     "DatasetFacts",
     "InputFile",
     "Journal",
+    "Known",
     "LoadedRun",
     "Manifest",
     "Recorded",
