@@ -19,6 +19,7 @@ from hostile.table import TABLE, Case, read
 from mlbench_exec import UnjudgedError, Verdict, seccomp, wire
 from mlbench_exec.backends import docker
 from mlbench_exec.backends.cgroups import Cgroups
+from mlbench_exec.backends.local import FIRST_FREE_UID
 
 pytestmark = [pytest.mark.slow, pytest.mark.hostile]
 Patch = pytest.MonkeyPatch
@@ -208,14 +209,24 @@ def test_the_containers_profile_and_the_filter_stand_for_each_other(
 
 def test_without_namespaces_objects_stay_on_the_host(stand: Stand) -> None:
     """Without an IPC namespace, System V objects outlive their snippet."""
+    before = ipc_objects()
     with stand.house("local", without_ipc_namespace) as house:
         stand.run(house, "06_sysv_bomb.py")
         left = [name for name in host.state(house.folder) if name.startswith("System V")]
-        for name in left:
-            _, _, kind, _, number, *_ = name.split()
-            option = {"shm": "-m", "sem": "-s", "msg": "-q"}[kind]
-            subprocess.run(["ipcrm", option, number], check=True)
-        assert len(left) == 3, left
+    for option, number in ipc_objects() - before:  # also those without a key
+        subprocess.run(["ipcrm", option, number], check=True)
+    assert len(left) == 3, left
+
+
+def ipc_objects() -> set[tuple[str, str]]:
+    """What users that no account has own on this machine, as `ipcrm` names it."""
+    found = set()
+    for kind, option, owner in (("shm", "-m", 7), ("sem", "-s", 4), ("msg", "-q", 7)):
+        for line in Path(f"/proc/sysvipc/{kind}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if int(fields[owner]) >= FIRST_FREE_UID:
+                found.add((option, fields[1]))
+    return found
 
 
 def test_without_the_overlay_the_next_snippet_is_not_innocent(stand: Stand) -> None:
