@@ -208,6 +208,7 @@ def test_the_table_says_what_was_not_measured() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_everything_is_measured_once(tmp_path: Path) -> None:
     """A quick run on this machine, without Docker and torch, writes figures and a table."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("MLBENCH_")}
