@@ -42,6 +42,7 @@ from mlbench_exec.verdicts import Unjudged, Verdict
 from mlbench_exec.weights import Manifest, Missing, Store, load_manifest, missing, mounted
 
 ATTEMPTS = 3
+NOTES_LOGGED = 100
 NOT_OPEN = "the engine is not open: use `async with Engine(...)`"
 Outcome = Verdict | Unjudged
 Judged = Mapping[Key, Mapping[int, bool]]  # by row and index: whether it passed
@@ -103,6 +104,7 @@ class Engine:
         self._backend = self._given_backend = backend
         self._run_name = run_name
         self._checked: set[str] = set()  # environments that are here, as far as can be seen
+        self._noted: set[tuple[str, str]] = set()  # by environment: why it isn't faster
         self._refused: dict[str, str] = {}  # by environment: why it can't be opened
         self._patience = Patience(self.settings.patience_s)
         self._pool: Pool | None = None
@@ -302,6 +304,7 @@ class Engine:
             runtime=settings.runtime,
             run=self._run_name,
             fresh=settings.fresh,
+            preload_bytes=settings.preload_bytes,
         )
         if settings.backend == "docker":
             return await self._stack.enter_async_context(docker), "as asked"
@@ -338,6 +341,7 @@ class Engine:
             network=settings.network,
             mounts=settings.mounts,
             gpus=self.gpus,
+            preload_bytes=settings.preload_bytes,
         )
 
     async def _execute(self, execution: Execution) -> tuple[Outcome, ...]:
@@ -430,13 +434,22 @@ class Engine:
             async with pool.lend(job.environment, fresh=fresh, alone=alone) as lease:
                 started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
                 try:
-                    return await lease.sandbox.run(job), lease.slot, started_at
+                    observation = await lease.sandbox.run(job)
+                    self._log_notes(name, observation)
+                    return observation, lease.slot, started_at
                 except EnvironmentUnusable as error:  # the sandbox itself is as good as before
                     unusable = error
         except EnvironmentUnusable as error:
             self._refused[name] = str(error)
             raise
         raise unusable
+
+    def _log_notes(self, name: str, observation: Observation) -> None:
+        """What keeps an environment from being fast is said once."""
+        for note in observation.notes:
+            if (name, note) not in self._noted and len(self._noted) < NOTES_LOGGED:
+                self._noted.add((name, note))
+                log.warning("not_warm", environment=name, reason=note)
 
     def _unjudged(self, execution: Execution, kind: str, reason: str) -> tuple[Outcome, ...]:
         sample = execution.sample

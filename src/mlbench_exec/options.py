@@ -50,7 +50,14 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--no-preload",
         is_flag=True,
-        help="Import nothing ahead of snippets. (This version never does.)",
+        help="Start an interpreter for each snippet: fork none from a warm one.",
+    ),
+    click.option(
+        "--preload-memory",
+        metavar="SIZE",
+        default="1g",
+        show_default=True,
+        help="What a sandbox's warm interpreters may hold, beyond --memory.",
     ),
     click.option(
         "--time-limit",
@@ -123,6 +130,8 @@ def settings_from(given: Mapping[str, Any]) -> Settings:
         mounts=tuple(parse_mount(mount) for mount in given["mounts"]),
         until_pass=given["until_pass"],
         share_identical=given["share_identical"],
+        preload=not given["no_preload"],
+        preload_memory_bytes=parse_size(given["preload_memory"]),
         weights=(given["weights"] or default_folder()).expanduser().absolute(),
     ).with_profile(given["profile"])
     limits = ("clock", "memory", "cpus", "pids", "disk", "network")

@@ -54,7 +54,8 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     stderr: str
     stdout_bytes: int
     stderr_bytes: int
-    warm: bool = False
+    warm: bool = False  # forked from an interpreter that ran already
+    notes: tuple[str, ...] = ()  # what could not be warmed here, and why
 
 
 class Sandbox(Protocol):

@@ -42,6 +42,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     until_pass: bool = False
     share_identical: bool = False
     patience_s: float = 120.0  # how long a backend that is lost in mid-run is waited for
+    preload: bool = True  # False: each snippet starts an interpreter, and imports for itself
+    preload_memory_bytes: int = 1 << 30  # of one sandbox's warm interpreters, beyond its limit
     fresh: bool = False  # docker: one container a snippet, even where nesting works
 
     def __post_init__(self) -> None:
@@ -61,6 +63,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             self.limits, memory_bytes=None, cpus=None, pids=None, clock="wall"
         )
         return msgspec.structs.replace(self, limits=limits, network="bridge")
+
+    @property
+    def preload_bytes(self) -> int:
+        """What the warm interpreters of one sandbox may hold together; 0: there are none."""
+        return self.preload_memory_bytes if self.preload else 0
 
     def resolved_concurrency(self) -> int:
         """Sandboxes at once: what was asked, else what cores and memory admit, at least 1."""

@@ -28,6 +28,11 @@ AGENT_MODULES = (
     "meter",
     "world",
     "program",
+    "preload",
+    "front",
+    "helper",
+    "warm",
+    "interpreter",
     "snippet",
     "environment",
     "setup",
@@ -54,6 +59,7 @@ for name, source in sources:
     sys.modules[module.__name__] = module
     setattr(sys.modules[package], name, module)
     exec(compile(source, "<" + module.__name__ + ">", "exec"), module.__dict__)
+sys.modules[package].SOURCES = dict(sources)
 del sources, source
 sys.exit(module.main())
 """
@@ -91,6 +97,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     nproc: bool = False  # RLIMIT_NPROC must hold, for want of a pids cgroup
     cpu_list: tuple[int, ...] | None = None
     variables: Mapping[str, str] = {}
+    warm_bytes: int = 0  # what warm interpreters may hold together; 0: there are none
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True):
@@ -182,6 +189,7 @@ def _environment(environment: Environment) -> dict[str, Any]:
         "python": environment.python,
         "conda_env": environment.conda_env,
         "env": environment.env,
+        "preload": environment.preload,
     }
 
 

@@ -21,6 +21,7 @@ from mlbench_exec.testing.conformance import LIMITS, Case
 
 PYTHON = "/usr/bin/python3"
 OTHER_UID = 1234
+WARM_BYTES = 256 << 20
 INNER = "/deep_data/extra/more"  # where the mount at /deep_data has no such folder
 VARIABLES = {"GREETING": "hello world; $HOME 'x'", "EMPTY": "", "PYTHONHASHSEED": "7"}
 ACTIVATE = """\
@@ -142,14 +143,20 @@ def open_rig(kind: str, folder: Path, image: Callable[[], str]) -> Iterator[Rig]
         (folder / name / "file.txt").write_text("the host's\n")
     with pytest.MonkeyPatch.context() as patch:
         backend: Backend
-        if kind == "local":
+        if kind.startswith("local"):
             roles = _local_roles(folder, repo)
             patch.setenv("CONDA_EXE", str(folder / "conda" / "bin" / "conda"))
-            backend = LocalBackend(limits=LIMITS)
+            if kind == "local-warm":  # with something to preload, bash gets a helper too
+                roles = {role: _with(one, preload=("json",)) for role, one in roles.items()}
+            preload_bytes = WARM_BYTES if kind == "local-warm" else 0
+            backend = LocalBackend(limits=LIMITS, preload_bytes=preload_bytes)
         else:
             roles = _docker_roles(folder, repo, image())
             backend = DockerBackend(
-                environments=roles.values(), limits=LIMITS, fresh=kind == "docker-fresh"
+                environments=roles.values(),
+                limits=LIMITS,
+                fresh=kind == "docker-fresh",
+                preload_bytes=WARM_BYTES,
             )
         with (
             start_blocking_portal() as portal,

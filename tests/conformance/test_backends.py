@@ -26,6 +26,7 @@ from mlbench_exec.testing.conformance import CASES, DIRTY, FINGERPRINT, LIMITS, 
 pytestmark = pytest.mark.slow
 BACKENDS = [
     "local",
+    "local-warm",
     pytest.param("docker-nested", marks=pytest.mark.docker),
     pytest.param("docker-fresh", marks=pytest.mark.docker),
 ]

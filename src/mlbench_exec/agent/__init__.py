@@ -7,6 +7,11 @@
     meter        what a snippet uses, and how long it could not run
     world        what stays the same for every snippet of this sandbox
     program      from fork to exec, giving up everything on the way
+    preload      in a warm interpreter: modules imported ahead, hidden, given back
+    front        the `python` on a bash snippet's PATH
+    helper       what it calls, in the snippet's namespaces
+    warm         in a warm interpreter: serving forks
+    interpreter  the agent's side of warm interpreters
     snippet      watching one snippet from start to end
     environment  an environment's folder, interpreter and variables, prepared once
     setup        from a plain process to pid 1 of the sandbox's own namespaces

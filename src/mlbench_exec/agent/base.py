@@ -7,6 +7,8 @@ A new root on a small tmpfs, into which the host's or the container's folders ar
     /.mlbench/scratch     where a snippet's own tmpfs goes
     /.mlbench/probe       a folder to try the sandbox on before it serves
     /.mlbench/bin         a `python` for interpreters whose folder has only `python3`
+    /.mlbench/warm        what a warm interpreter starts with, and the fronts that call one
+    /.mlbench/run         where a snippet's fronts find their helper
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ MENDED = HIDDEN + "/mended"
 SCRATCH = HIDDEN + "/scratch"
 SHIMS = HIDDEN + "/bin"
 PROBE = HIDDEN + "/probe"
+WARM = HIDDEN + "/warm"
 
 MOUNT_POINTS = ("/mnt", "/media", "/srv", "/boot", "/tmp", "/var/tmp", "/home", "/opt")
 NOT_COPIED = {"proc", "sys", "dev", "tmp", ".mlbench"}
@@ -104,6 +107,8 @@ def build(base: Base, idmap: IdMapper | None = None) -> None:
         SCRATCH,
         SHIMS,
         PROBE + "/d",
+        WARM,
+        HIDDEN + "/run",
     ):
         os.makedirs(root + folder)
     names = sorted(os.listdir("/")) if base.container else SYSTEM_FOLDERS
@@ -131,7 +136,7 @@ def build(base: Base, idmap: IdMapper | None = None) -> None:
         if not os.path.lexists(root + folder) and not base.container:
             os.makedirs(root + folder)
     kernel.pivot_root(root)
-    for folder in (SHIMS, PROBE, PROBE + "/d"):
+    for folder in (SHIMS, PROBE, PROBE + "/d", WARM):
         os.chown(folder, base.uid, -1)
     for number, entry in enumerate(base.stash):
         target = entry["target"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
-import platform
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUTS = 0x04000000
@@ -33,6 +33,7 @@ PR_CAPBSET_DROP = 24
 PR_SET_SECUREBITS = 28
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_RAISE = 2
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 SECBITS_ALL_LOCKED = 0xEF  # no root fixup, no setuid fixup, no keepcaps, no ambient; all locked
 
@@ -57,8 +58,24 @@ SYS_MOVE_MOUNT = 429
 SYS_PIDFD_OPEN = 434
 SYS_MOUNT_SETATTR = 442
 _BY_MACHINE = {
-    "x86_64": {"pivot_root": 155, "capset": 126, "seccomp": 317, "setns": 308, "rt_sigaction": 13},
-    "aarch64": {"pivot_root": 41, "capset": 91, "seccomp": 277, "setns": 268, "rt_sigaction": 134},
+    "x86_64": {
+        "pivot_root": 155,
+        "capget": 125,
+        "capset": 126,
+        "seccomp": 317,
+        "setns": 308,
+        "rt_sigaction": 13,
+        "memfd_create": 319,
+    },
+    "aarch64": {
+        "pivot_root": 41,
+        "capget": 90,
+        "capset": 91,
+        "seccomp": 277,
+        "setns": 268,
+        "rt_sigaction": 134,
+        "memfd_create": 279,
+    },
 }
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -79,7 +96,7 @@ def _check(result: int, call: str) -> int:
 
 
 def machine() -> str:
-    return platform.machine()
+    return os.uname().machine
 
 
 def _number(name: str) -> int:
@@ -141,6 +158,18 @@ def prctl(option: int, argument: int = 0, argument3: int = 0) -> int:
 
 def pidfd_open(pid: int) -> int:
     return _check(_libc.syscall(SYS_PIDFD_OPEN, pid, 0), "pidfd_open")
+
+
+def above(fd: int, lowest: int) -> int:
+    """A copy of a descriptor with a number from `lowest` on."""
+    return fcntl.fcntl(fd, fcntl.F_DUPFD, lowest)
+
+
+def memfd(size: int) -> int:
+    """A file of `size` bytes that only its descriptor leads to."""
+    fd = _check(_libc.syscall(_number("memfd_create"), b"mlbench", 0), "memfd_create")
+    os.ftruncate(fd, size)
+    return fd
 
 
 class _MountAttr(ctypes.Structure):
@@ -251,6 +280,19 @@ def spawn(
 def sethostname(name: str) -> None:
     raw = os.fsencode(name)
     _check(_libc.sethostname(raw, ctypes.c_size_t(len(raw))), "sethostname")
+
+
+def keep_capabilities() -> None:
+    """Let the program that this process executes next have every capability it has itself."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; then their upper halves
+    _check(_libc.syscall(_number("capget"), header, sets), "capget")
+    for half in (0, 3):
+        sets[half + 2] = sets[half + 1]
+    _check(_libc.syscall(_number("capset"), header, sets), "capset")
+    for capability in range(LAST_CAPABILITY + 1):
+        if sets[1 + 3 * (capability // 32)] & (1 << capability % 32):
+            prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability)
 
 
 def drop_capabilities(bounding: bool, keep: int | None = None) -> None:

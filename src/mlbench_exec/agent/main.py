@@ -11,9 +11,10 @@ from typing import Any
 from mlbench_exec.agent import frames, kernel, snippet
 from mlbench_exec.agent.environment import prepare
 from mlbench_exec.agent.frames import IN, OUT
-from mlbench_exec.agent.program import Unusable
+from mlbench_exec.agent.interpreter import Interpreters, Refused
+from mlbench_exec.agent.program import Program, Unusable
 from mlbench_exec.agent.setup import set_up
-from mlbench_exec.agent.snippet import Broken, TooBusy
+from mlbench_exec.agent.snippet import Broken, ColdWanted, TooBusy
 from mlbench_exec.agent.world import World
 
 
@@ -29,9 +30,11 @@ def main() -> int:
             frames.write(OUT, {"type": "refused", "reason": str(error)})
             return 1
         frames.write(OUT, ready(world))
+        package = sys.modules["mlbench_exec.agent"]
+        interpreters = Interpreters(world.warm_bytes, getattr(package, "SOURCES", {}))
         gc.freeze()  # forks share what is here now, and no collection is to touch it
         while True:
-            frames.write(OUT, answer(world, frames.read(IN)))
+            frames.write(OUT, answer(world, interpreters, frames.read(IN)))
     except frames.HostGone:
         return 0
 
@@ -50,11 +53,11 @@ def ready(world: World) -> dict[str, Any]:
     return {"type": "ready", "home": world.base.home, "owner": world.owner}
 
 
-def answer(world: World, request: dict[str, Any]) -> dict[str, Any]:
+def answer(world: World, interpreters: Interpreters, request: dict[str, Any]) -> dict[str, Any]:
     """Run one request; every outcome is a message."""
     try:
         program = prepare(world, request)
-        observation, _, _ = snippet.run(world, program, request["limits"])
+        observation = _run(world, interpreters, program, request)
         spent = world.nested and (snippet.has_left_memory(world) or world.counters.has_met_limit())
         return {"type": "result", "observation": observation, "spent": spent}
     except Unusable as error:
@@ -63,3 +66,21 @@ def answer(world: World, request: dict[str, Any]) -> dict[str, Any]:
         return {"type": "broken", "reason": str(error), "busy": True}
     except (Broken, OSError) as error:
         return {"type": "broken", "reason": "%s: %s" % (type(error).__name__, error)}
+
+
+def _run(
+    world: World, interpreters: Interpreters, program: Program, request: dict[str, Any]
+) -> dict[str, Any]:
+    """From a warm interpreter where that makes no difference, else cold."""
+    limits, again = request["limits"], []
+    interpreter = interpreters.get(world, request["environment"], program)
+    notes = interpreters.notes_of(request["environment"]["name"])
+    if interpreter is not None:
+        try:
+            return dict(snippet.run(world, program, limits, interpreter)[0], notes=notes)
+        except ColdWanted as why:
+            again = ["ran again without a warm interpreter: %s" % why]
+        except Refused as why:
+            again = ["ran without a warm interpreter: %s" % why]
+            interpreters.drop(world, interpreter)
+    return dict(snippet.run(world, program, limits)[0], notes=notes + again)

@@ -53,13 +53,13 @@ class Program:
 
     def command(self) -> tuple[str, list[str | bytes]]:
         if self.language == "bash":
-            return _which("bash", self.variables), ["bash", "-c", self.code]
-        path = self.python or _which("python", self.variables)
+            return which("bash", self.variables), ["bash", "-c", self.code]
+        path = self.python or which("python", self.variables)
         name = "python" if os.path.basename(path) == "python" else path
         return path, [name, SCRIPT]
 
 
-def _which(name: str, variables: dict[str, str]) -> str:
+def which(name: str, variables: dict[str, str]) -> str:
     for folder in variables.get("PATH", os.defpath).split(":"):
         path = os.path.join(folder, name)
         if os.path.isfile(path) and os.access(path, os.X_OK):

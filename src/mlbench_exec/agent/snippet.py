@@ -21,6 +21,7 @@ import time
 from typing import Any
 
 from mlbench_exec.agent import frames, kernel, view
+from mlbench_exec.agent.interpreter import Interpreter
 from mlbench_exec.agent.meter import Meter
 from mlbench_exec.agent.program import Program, Unusable, fork
 from mlbench_exec.agent.world import World
@@ -105,22 +106,42 @@ def has_left_memory(world: World) -> bool:
     return False
 
 
+class ColdWanted(Exception):
+    """This snippet may not be forked from a warm interpreter; the message says why."""
+
+
 def run(
-    world: World, program: Program, limits: dict[str, Any]
+    world: World,
+    program: Program,
+    limits: dict[str, Any],
+    interpreter: Interpreter | None = None,
 ) -> tuple[dict[str, Any], Drain, Drain]:
-    """Run it to its end or limit; return what was seen, and both drained streams."""
-    running = _Running(world, program, limits)
+    """Run it to its end or limit; return what was seen, and both drained streams.
+
+    With `interpreter` it is forked from that; raises `ColdWanted` when it is to run again without.
+    """
+    running = _Running(world, program, limits, interpreter)
     try:
         running.watch()
     finally:
         running.end()
+    why = interpreter.refusal() if interpreter else None
+    if why is not None:
+        raise ColdWanted(why)
     return running.observation(), running.out, running.err
 
 
 class _Running:
-    def __init__(self, world: World, program: Program, limits: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        world: World,
+        program: Program,
+        limits: dict[str, Any],
+        interpreter: Interpreter | None,
+    ) -> None:
         self.world, self.program, self.limits = world, program, limits
         self._is_fair = limits["clock"] == "fair"
+        self.interpreter = interpreter
         self.ooms = world.counters.oom_kills()
         self.limit_hits = world.counters.own_limit_hits()
         self.refused = world.counters.pids_refused()
@@ -141,9 +162,19 @@ class _Running:
             self.free_before, self.size_before = _free("/"), _size_of(program.workdir)
         self._children_before = resource.getrusage(resource.RUSAGE_CHILDREN)
         out, err, report = os.pipe(), os.pipe(), os.pipe()
-        self.pid = fork(world, program, limits, out[1], err[1], report[1])
-        for pipe in (out, err, report):
-            os.close(pipe[1])
+        ends = (out[1], err[1], report[1])
+        try:
+            if interpreter is None:
+                self.pid = fork(world, program, limits, *ends)
+            else:
+                self.pid = interpreter.fork(program, limits, ends)
+        except BaseException:
+            for pipe in (out, err, report):
+                os.close(pipe[0])
+            raise
+        finally:
+            for fd in ends:
+                os.close(fd)
         self.out = Drain(out[0], limits["output"])
         self.err = Drain(err[0], limits["output"])
         self.report_fd = report[0]
@@ -221,7 +252,12 @@ class _Running:
                 self.failure = message
 
     def _counted(self, now: float) -> float:
-        return now - self.started - (self.meter.stalled_s if self._is_fair else 0.0)
+        stalled = self.meter.stalled_s if self._is_fair else 0.0
+        return max(0.0, now - self.started - stalled) + self._charged_s()
+
+    def _charged_s(self) -> float:
+        """What the imports would have taken that a warm interpreter saved."""
+        return self.interpreter.charged_s() if self.interpreter else 0.0
 
     def _uncertain(self) -> float:
         return self.meter.uncertain_s if self._is_fair else 0.0
@@ -253,6 +289,8 @@ class _Running:
         return max(5, int(wait * 1000) + 1)
 
     def _sample(self) -> None:
+        if self.interpreter and self.interpreter.refusal() is not None:
+            self.failure = "refused"
         self.meter.sample()
         used = self._memory_bytes()
         self.peak = max(self.peak, used)
@@ -341,10 +379,17 @@ class _Running:
         self.meter.sample()
         if self.world.nested:
             _kill(self.pid)
-            _, _, usage = os.wait4(self.pid, 0)
-            self.cpu_s, self.max_rss = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+            if self.interpreter:
+                self.cpu_s, self.max_rss = self.interpreter.reap(self.pid)
+            else:
+                _, _, usage = os.wait4(self.pid, 0)
+                self.cpu_s, self.max_rss = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
         else:
             self._end_fresh()
+        if self.limit is None and self.status is not None and self._charged_s():
+            # Imports that were saved count as if they had taken their time.
+            is_over = self._counted(self.ended) >= self.limits["time"]
+            self.limit = "time" if is_over else None
         for drain in (self.out, self.err):
             drain.pull_rest()
             os.close(drain.fd)
@@ -379,8 +424,9 @@ class _Running:
             raise Broken("the snippet's init process died")
         wall = self.ended - self.started if self.has_started else 0.0
         stalled = min(self.meter.stalled_s, wall)
-        counted = wall - (stalled if self._is_fair else 0.0)
-        if self._is_fair and self.limit is None and counted >= self.limits["time"]:
+        charged = self._charged_s()
+        counted = wall - (stalled if self._is_fair else 0.0) + charged
+        if (self._is_fair or charged) and not self.limit and counted >= self.limits["time"]:
             self.limit = "time"  # it ended by itself, past the limit
         code = number = None
         if self.limit is None and self.status is not None:
@@ -405,6 +451,7 @@ class _Running:
             "stderr": self.err.text(),
             "stdout_bytes": self.out.total,
             "stderr_bytes": self.err.total,
+            "warm": bool(self.interpreter and self.interpreter.starts()),
         }
 
     def _limit_met(self, ooms: int) -> str | None:

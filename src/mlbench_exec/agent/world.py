@@ -29,3 +29,4 @@ class World:
         self.inner_uid = self.inner_gid = self.uid
         # By environment: its variables and its mended layer, or why it can't be used.
         self.prepared: dict[str, tuple[dict[str, str], str | None] | str] = {}
+        self.warm_bytes: int = spec["warm_bytes"]  # what warm interpreters may hold together

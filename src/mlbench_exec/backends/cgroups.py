@@ -52,8 +52,18 @@ class Cgroups:
     def __repr__(self) -> str:
         return f"<Cgroups v{self.version} {self._name}>"
 
-    def make(self, slot: str, limits: Limits, cpus: Iterable[int] | None = None) -> Group:
-        """A new group; `cpus` are the cores it keeps to, where cpusets can be made."""
+    def make(
+        self,
+        slot: str,
+        limits: Limits,
+        cpus: Iterable[int] | None = None,
+        *,
+        preload_bytes: int = 0,
+    ) -> Group:
+        """A group for one sandbox, whose warm interpreters get their memory on top.
+
+        `cpus` are the cores it keeps to, where cpusets can be made.
+        """
         folders: dict[str, Path] = {}
         for controller, parent in self._parents.items():
             folder = parent / self._name / slot
@@ -63,12 +73,12 @@ class Cgroups:
                     _fill_cpuset(group_folder)
             folders[controller] = folder
         group = Group(folders)
-        for path, value in self._settings(group, limits, cpus):
+        for path, value in self._settings(group, limits, cpus, preload_bytes):
             path.write_text(str(value))
         return group
 
     def _settings(
-        self, group: Group, limits: Limits, cpus: Iterable[int] | None
+        self, group: Group, limits: Limits, cpus: Iterable[int] | None, preload_bytes: int
     ) -> list[tuple[Path, int | str]]:
         memory, pids = group.folders["memory"], group.folders["pids"]
         settings: list[tuple[Path, int | str]] = []
@@ -78,7 +88,7 @@ class Cgroups:
         if limits.pids is not None:
             settings.append((pids / "pids.max", limits.pids + HEADROOM_PIDS))
         if limits.memory_bytes is not None:
-            total = limits.memory_bytes + limits.disk_bytes + HEADROOM_BYTES
+            total = limits.memory_bytes + limits.disk_bytes + HEADROOM_BYTES + preload_bytes
             if self.version == 2:
                 settings += [(memory / "memory.max", total), (memory / "memory.swap.max", 0)]
             else:

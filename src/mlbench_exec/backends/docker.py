@@ -84,9 +84,11 @@ class DockerBackend:
         runtime: str | None = None,
         run: str = "",
         fresh: bool = False,
+        preload_bytes: int = 0,
     ) -> None:
         self._environments = tuple(environments)
         self._limits = limits
+        self._preload_bytes = preload_bytes
         self._network = network
         self._mounts = mounts
         self._gpus = gpus
@@ -362,6 +364,7 @@ class DockerBackend:
             host["PidsLimit"] = limits.pids + HEADROOM_PIDS
         if limits.memory_bytes is not None:
             host["Memory"] = limits.memory_bytes + limits.disk_bytes + HEADROOM_BYTES
+            host["Memory"] += self._preload_bytes if nested else 0
             host["MemorySwap"] = host["Memory"]
         if limits.cpus is not None:
             host["CpusetCpus"] = self._cpuset(slot)
@@ -420,6 +423,7 @@ class DockerBackend:
             copies=() if nested else tuple((source, mount.target) for source, mount in staged),
             workdirs=tuple(workdirs) if nested else (environment.workdir,),
             gpus=self._gpus is not None,
+            warm_bytes=self._preload_bytes if nested else 0,
             filter=seccomp.snippet_filter(hello.machine),
         )
 

@@ -48,6 +48,7 @@ class LocalBackend:
         network: Network = "none",
         mounts: tuple[Mount, ...] = (),
         gpus: GpuSlots | None = None,
+        preload_bytes: int = 0,
         agent_python: str = sys.executable,
     ) -> None:
         self._agent_python = agent_python
@@ -55,6 +56,7 @@ class LocalBackend:
         self._network = network
         self._mounts = mounts
         self._gpus = gpus
+        self._preload_bytes = preload_bytes
         self._cgroups: cgroups.Cgroups | None = None
         self._folder: Path | None = None
         self._visible: dict[str, tuple[str, ...]] = {}
@@ -218,6 +220,7 @@ class LocalBackend:
                     nproc=group is None and self._limits.pids is not None,
                     cpu_list=self._cpu_list(slot),
                     variables=variables,
+                    warm_bytes=self._preload_bytes,
                 )
 
             await sandbox.start(make_setup)
@@ -248,7 +251,9 @@ class LocalBackend:
             os.chown(spare, uid, uid)
         if self._cgroups is None:
             return spare, None
-        return spare, self._cgroups.make(name, self._limits, self._cpu_list(slot))
+        return spare, self._cgroups.make(
+            name, self._limits, self._cpu_list(slot), preload_bytes=self._preload_bytes
+        )
 
     def _cpu_list(self, slot: int) -> tuple[int, ...] | None:
         """The slot's own share of this process's cores, side by side with its neighbours'."""

@@ -1,0 +1,391 @@
+"""The agent's side of warm interpreters: start one for an environment, fork from it, bound them."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import re
+import select
+import signal
+import socket
+import sys
+import time
+from typing import Any
+
+from mlbench_exec.agent import base, frames, front, helper, kernel, program, view, warm
+from mlbench_exec.agent.program import Program, Unusable
+from mlbench_exec.agent.world import World
+
+SHIPPED = (
+    "kernel",
+    "frames",
+    "base",
+    "view",
+    "meter",
+    "world",
+    "program",
+    "preload",
+    "front",
+    "helper",
+    "warm",
+)
+START_WITHIN_S = 300.0
+ANSWER_WITHIN_S = 60.0
+SAID_BYTES = 4096
+LONGEST_INTERPRETER = 120  # in the first line of a script
+FEWEST_PLACES = 2  # the path to run, and the first argument
+# What `site` finds in place of a `sitecustomize`. The real one, where there is one, runs first.
+HOOK_SOURCE = """
+import sys
+def start(sources):
+    os = sys.modules["os"]
+    given = %(given)r
+    if given is None:
+        os.environ.pop("PYTHONPATH", None)
+    else:
+        os.environ["PYTHONPATH"] = given
+    sys.path[:] = [one for one in sys.path if one != %(folder)r]
+    sys.path_importer_cache.pop(%(folder)r, None)
+    del sys.modules["sitecustomize"]
+    try:
+        import sitecustomize
+        has_its_own = True
+    except ImportError as error:
+        if error.name != "sitecustomize":
+            raise
+        has_its_own = False
+    baseline = dict(sys.modules)
+    module_type = type(sys)
+    package = "mlbench_exec.agent"
+    for name in ("mlbench_exec", package):
+        sys.modules[name] = module_type(name)
+        sys.modules[name].__path__ = []
+    modules = {}
+    def add(name):
+        module = modules[name] = module_type(package + "." + name)
+        sys.modules[module.__name__] = module
+        setattr(sys.modules[package], name, module)
+        exec(compile(sources[name], "<" + module.__name__ + ">", "exec"), module.__dict__)
+    add("preload")
+    ahead = modules["preload"].Ahead(baseline)
+    ahead.recorder.start()
+    for name in sources:
+        if name != "preload":
+            add(name)
+    modules["warm"].main(ahead)
+    return has_its_own
+if not start(%(sources)r):
+    raise ImportError("No module named 'sitecustomize'", name="sitecustomize")
+"""
+
+
+# What a program may do before an import that nothing here would notice, by what it has to mention.
+UNNOTICED = re.compile(
+    rb"PYTHON[A-Z]{3}|CUDA_VISIBLE_DEVICES|_NUM_THREADS|MKL_|KMP_|LD_PRELOAD|MALLOC_"
+    rb"|setrlimit|prlimit|addaudithook|setlocale|_find_and_load|sys\.monitoring"
+)
+
+
+def why_cold(one: Program) -> str | None:
+    """What in a program's text makes it run in an interpreter that starts for it, or None."""
+    if b"\0" in one.code:
+        return "NUL"
+    found = UNNOTICED.search(one.code)
+    return found.group().decode() if found else None
+
+
+class Refused(Exception):
+    """No warm interpreter can be had here: the message says why."""
+
+
+class Interpreter:
+    """One warm interpreter: a process that forks when it is asked to."""
+
+    def __init__(self, pid: int, channel: socket.socket, page: mmap.mmap, said_fd: int) -> None:
+        self.pid = pid
+        self.preloaded: tuple[str, ...] = ()
+        self.fronts: str | None = None  # the folder that leads a bash snippet's PATH
+        self.cost_bytes = 0
+        self.notes: list[str] = []
+        self._channel, self._page, self._said_fd = channel, page, said_fd
+        self._charged_s = 0.0
+
+    def __repr__(self) -> str:
+        return "<Interpreter %d, %s>" % (self.pid, ", ".join(self.preloaded) or "bare")
+
+    def fork(self, one: Program, limits: dict[str, Any], fds: tuple[int, int, int]) -> int:
+        """Fork an init for this program; return its pid. Raises `Refused` if that fails."""
+        self._page[:] = bytes(warm.PAGE_BYTES)
+        self._charged_s = 0.0
+        try:
+            sent = warm.sent_program(one)
+            self._ask(b"F", {"program": sent, "limits": limits, "fronts": self.fronts}, fds)
+            return int(self._answer(ANSWER_WITHIN_S)["pid"])
+        except (OSError, ValueError, frames.HostGone) as error:
+            raise Refused("it doesn't answer: %r" % error) from None
+
+    def reap(self, pid: int) -> tuple[float, int]:
+        """Wait for an init that was killed; its CPU seconds, and its biggest process in bytes."""
+        try:
+            self._ask(b"R", {"pid": pid})
+            usage = self._answer(ANSWER_WITHIN_S)["usage"]
+        except (OSError, ValueError, frames.HostGone):
+            try:
+                usage = os.wait4(pid, 0)[2]  # it died too, and left the init to us
+            except ChildProcessError:
+                return 0.0, 0
+        return usage[0] + usage[1], usage[2] * 1024
+
+    def charged_s(self) -> float:
+        """What the snippet's imports would have taken. It could only make that more."""
+        charged = warm.CHARGED.unpack_from(self._page, 0)[0]
+        if math.isfinite(charged):
+            self._charged_s = max(self._charged_s, charged)
+        return self._charged_s
+
+    def starts(self) -> int:
+        """How many programs of this snippet were forked."""
+        return int(warm.STARTS.unpack_from(self._page, warm.STARTS_AT)[0])
+
+    def refusal(self) -> str | None:
+        """Why this snippet has to run again, cold."""
+        if not warm.STARTS.unpack_from(self._page, warm.REFUSED_AT)[0]:
+            return None
+        text = self._page[warm.REASON_AT : warm.REASON_AT + warm.REASON_BYTES]
+        return text.split(b"\0")[0].decode("utf-8", "replace")
+
+    def end(self) -> None:
+        try:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            pass
+        self._channel.close()
+        self._page.close()
+        os.close(self._said_fd)
+
+    def warm_up(self, world: World, modules: tuple[str, ...], most_bytes: int) -> dict[str, str]:
+        """Have it import; return what speaks against each module that it should not have."""
+        frames.write(self._channel.fileno(), {"world": warm.sent_world(world), "preload": modules})
+        refused: dict[str, str] = {}
+        until = time.monotonic() + START_WITHIN_S
+        while True:
+            said = b""
+            while not select.select([self._channel], [], [], 0.05)[0]:
+                said += self._said()
+                if _resident_bytes(self.pid) > most_bytes:
+                    raise Refused("it takes more than %d MiB" % (most_bytes >> 20))
+                if time.monotonic() > until:
+                    raise Refused("not ready within %.0f s" % START_WITHIN_S)
+            try:
+                message = self._answer(ANSWER_WITHIN_S)
+            except (OSError, ValueError, frames.HostGone):
+                raise Refused("it doesn't start: %s" % _text(said + self._said())) from None
+            said += self._said()
+            if "ready" in message:
+                if message["places"] < FEWEST_PLACES:
+                    raise Refused("this interpreter doesn't keep its arguments where ours does")
+                return refused
+            problems = message["problems"]
+            if said:
+                problems.append("prints %r" % _text(said))
+            if problems:
+                refused[message["module"]] = "; ".join(problems)[:500]
+
+    def _said(self) -> bytes:
+        try:
+            return os.read(self._said_fd, SAID_BYTES)
+        except BlockingIOError:
+            return b""
+
+    def _ask(self, kind: bytes, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _packed(fds))] if fds else []
+        self._channel.sendmsg([kind], rights)
+        frames.write(self._channel.fileno(), message)
+
+    def _answer(self, within_s: float) -> dict[str, Any]:
+        if not select.select([self._channel], [], [], within_s)[0]:
+            raise OSError("no answer within %.0f s" % within_s)
+        message: dict[str, Any] = frames.read(self._channel.fileno())
+        return message
+
+
+def _packed(fds: tuple[int, ...]) -> bytes:
+    return b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
+
+
+def _text(said: bytes) -> str:
+    return said.decode("utf-8", "replace").strip()[-300:]
+
+
+class Interpreters:
+    """The warm interpreters of this sandbox, the least recently used one first."""
+
+    def __init__(self, most_bytes: int, sources: dict[str, str]) -> None:
+        self.most_bytes = most_bytes  # 0: none at all
+        self._sources = sources
+        self._warm: dict[str, Interpreter] = {}
+        self._seen: dict[str, int] = {}  # how many snippets of an environment came before
+        self.notes: dict[str, list[str]] = {}  # by environment: what could not be, and why
+
+    def notes_of(self, name: str) -> list[str]:
+        """What could not be for this environment, and why."""
+        found = self._warm.get(name)
+        return self.notes.get(name, []) or (found.notes if found else [])
+
+    def get(self, world: World, environment: dict[str, Any], one: Program) -> Interpreter | None:
+        """The environment's interpreter, started if need be; None where there is to be none.
+
+        A bare one saves little, so it isn't started for a single snippet.
+        """
+        name, modules = environment["name"], tuple(environment["preload"])
+        if not self.most_bytes or not world.nested or why_cold(one) is not None:
+            return None
+        if name in self._warm:
+            self._warm[name] = found = self._warm.pop(name)
+            return found if one.language == "python" or found.fronts else None
+        if not modules:
+            return None
+        self._seen[name] = self._seen.get(name, 0) + 1
+        if name in self.notes or (self._seen[name] < 2 and not modules):
+            return None
+        try:
+            made = self._start(world, one, name, modules)
+        except (Refused, OSError) as error:
+            self.notes[name] = ["no warm interpreter: %s" % error]
+            return None
+        finally:
+            world.memory_bytes = world.counters.memory_bytes()
+        return made if one.language == "python" or made.fronts else None
+
+    def drop(self, world: World, interpreter: Interpreter) -> None:
+        for name, other in list(self._warm.items()):
+            if other is interpreter:
+                del self._warm[name]
+        world.own_pids.discard(interpreter.pid)
+        interpreter.end()
+        world.memory_bytes = world.counters.memory_bytes()
+
+    def _start(
+        self, world: World, one: Program, name: str, modules: tuple[str, ...]
+    ) -> Interpreter:
+        """Start it, and once more without what it refuses, until nothing is refused."""
+        notes: list[str] = []
+        while True:
+            interpreter = _launch(world, one, self._hook(world, one))
+            world.own_pids.add(interpreter.pid)
+            try:
+                refused = interpreter.warm_up(world, modules, self.most_bytes)
+            except BaseException:
+                world.own_pids.discard(interpreter.pid)
+                interpreter.end()
+                raise
+            if not refused:
+                break
+            self.drop(world, interpreter)
+            notes += ["%s is not preloaded: it %s" % pair for pair in refused.items()]
+            modules = tuple(module for module in modules if module not in refused)
+        interpreter.preloaded, interpreter.notes = modules, notes
+        if modules:
+            interpreter.fronts = _make_fronts(name, one)
+        interpreter.cost_bytes = _resident_bytes(interpreter.pid)
+        self._warm[name] = interpreter
+        self._keep_within(world, interpreter)
+        return interpreter
+
+    def _keep_within(self, world: World, newest: Interpreter) -> None:
+        while sum(one.cost_bytes for one in self._warm.values()) > self.most_bytes:
+            oldest = next(iter(self._warm.values()))
+            self.drop(world, oldest)
+            if oldest is newest:
+                raise Refused("it takes more than %d MiB" % (self.most_bytes >> 20))
+
+    def _hook(self, world: World, one: Program) -> str:
+        """The folder with our `sitecustomize` for an environment with these variables."""
+        given = one.variables.get("PYTHONPATH")
+        sources = {name: self._sources[name] for name in SHIPPED}
+        text = HOOK_SOURCE % {"given": given, "folder": base.WARM, "sources": sources}
+        with open(base.WARM + "/sitecustomize.py", "w") as file:
+            file.write(text)
+        return base.WARM
+
+
+def _make_fronts(name: str, one: Program) -> str | None:
+    """A folder with a front for each name of the interpreter; None where none can be made."""
+    python = Program("python", b"", one.cwd, one.workdir, one.variables, one.python, None)
+    try:
+        path = str(python.command()[0])
+    except Unusable:
+        return None  # it lies in a folder that each snippet has its own view of
+    folder = "%s/%s" % (base.WARM, name)
+    if len(path) > LONGEST_INTERPRETER or " " in path:
+        return None
+    os.makedirs(folder, exist_ok=True)
+    for alias in ("python", "python3"):
+        try:
+            real = program.which(alias, one.variables)
+        except Unusable:
+            continue
+        starts_as = alias
+        if base.is_below(real, base.SHIMS):  # it would start our interpreter by its full path
+            starts_as = real = path
+        if os.path.realpath(real) == os.path.realpath(path):
+            with open("%s/%s" % (folder, alias), "w") as file:
+                file.write(front.source(path, starts_as, real, folder, helper.SOCKET))
+            os.chmod("%s/%s" % (folder, alias), 0o755)
+    return folder
+
+
+def _launch(world: World, one: Program, hook: str) -> Interpreter:
+    """Start the environment's interpreter in a view of its own; it imports nothing yet."""
+    ours, its = socket.socketpair()
+    page_fd = kernel.memfd(warm.PAGE_BYTES)
+    page = mmap.mmap(page_fd, warm.PAGE_BYTES)
+    said, says = os.pipe()
+    mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY)
+    kernel.setns(world.own_pid_ns, kernel.CLONE_NEWPID)  # the last snippet's is gone
+    pid = os.fork()
+    if pid == 0:
+        try:
+            kernel.unshare(program.NAMESPACES)
+            kernel.sethostname("mlbench")
+            view.enter(world.base, one.workdir, one.mended, 256 << 20, 256 << 20)
+            os.chdir(one.workdir)
+            os.umask(0o022)
+            os.setsid()
+            python = Program("python", b"", one.cwd, one.workdir, one.variables, one.python, None)
+            path, argv = python.command()
+            given = one.variables.get("PYTHONPATH")
+            variables = dict(one.variables)
+            variables["PYTHONPATH"] = hook + ":" + given if given else hook
+            stdin = os.open("/dev/null", os.O_RDONLY)
+            high = [  # out of the way of the numbers that they are to have
+                kernel.above(fd, 16) for fd in (stdin, says, says, its.fileno(), page_fd, mounts)
+            ]
+            for target, fd in enumerate(high):
+                os.dup2(fd, target)
+            os.closerange(len(high), 256)
+            kernel.default_signals()
+            kernel.keep_capabilities()
+            os.execve(path, [argv[0], warm.PLACE], variables)
+        except BaseException as error:  # noqa: BLE001 - said to the agent
+            os.write(says, ("%s: %s" % (type(error).__name__, error)).encode())
+        finally:
+            os._exit(1)
+    its.close()
+    for fd in (page_fd, says, mounts):
+        os.close(fd)
+    os.set_blocking(said, False)
+    return Interpreter(pid, ours, page, said)
+
+
+def _resident_bytes(pid: int) -> int:
+    """What a process holds by itself, in bytes: not what it shares with files."""
+    try:
+        with open("/proc/%d/smaps_rollup" % pid, "rb") as file:
+            return sum(
+                int(line.split()[1]) * 1024 for line in file if line.startswith(b"Private_Dirty:")
+            )
+    except (OSError, IndexError, ValueError):
+        return 0

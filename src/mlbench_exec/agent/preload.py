@@ -1,0 +1,564 @@
+"""Inside a warm interpreter: modules imported ahead, hidden, and given back when they are imported.
+
+A snippet finds `sys.modules` as a fresh interpreter has it. When it imports a module that was
+imported ahead, it gets that one, with every module that importing it would have imported, if
+nothing has happened in between that could have made the import come out differently. If something
+has, the snippet is run again without a warm interpreter.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+TYPE_CHECKING = False  # nothing is imported here that a recorder should see
+if TYPE_CHECKING:
+    from typing import Any, Callable, Iterable
+
+ROOT = ""  # what is executed while no module is
+KEPT_OPEN = {0, 1, 2}
+# Of `sys`: what every import, or starting a program, changes.
+SYS_CHANGES = {"argv", "orig_argv", "modules", "path", "path_importer_cache", "last_exc"}
+# Of importlib's own modules: what `import importlib` changes, and what we replace meanwhile.
+IMPORTLIB = ("_frozen_importlib", "_frozen_importlib_external")
+IMPORTLIB_CHANGES = {"__name__", "__package__", "__file__", "__loader__", "_find_and_load"}
+REPLACED = {"_load_unlocked", "_gcd_import", "__import__"}
+REFRESHED = {"numpy.random", "torch", "multiprocessing.process", "logging"}
+UNFINISHED = {
+    "__main__",
+    "__mp_main__",
+    "site",
+}  # still being executed while a warm interpreter waits
+# Of any module: what importing or warning leaves in it.
+ANY_CHANGES = {"__warningregistry__", "__spec__"}
+
+_modules: dict[str, Any] = sys.modules  # not to be asked what is in them
+_bootstrap: Any = sys.modules["_frozen_importlib"]
+# Named as importlib's own, so that a traceback leaves its frame out as it does importlib's.
+_WRAPPER = """
+def find_and_load(name, import_):
+    if name in hidden:
+        give_back(name)
+        if name in modules:
+            return modules[name]
+    return original(name, import_)
+"""
+
+
+class Recorder:
+    """Sees which module imports which, and how long each takes by itself."""
+
+    def __init__(self) -> None:
+        self.edges: dict[str, dict[str, None]] = {}  # a module, and what it imported, in order
+        self.own_s: dict[str, float] = {}
+        self.at_exit: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+        self._stack = [ROOT]
+        self._last = 0.0
+
+    def start(self) -> None:
+        builtins = _modules["builtins"]
+        self._import = builtins.__import__
+        self._load, self._gcd = _bootstrap._load_unlocked, _bootstrap._gcd_import
+        builtins.__import__ = self._see_import
+        _bootstrap._load_unlocked, _bootstrap._gcd_import = self._see_load, self._see_gcd
+        __import__("atexit")
+        self._atexit = _modules["atexit"]
+        self._register = self._atexit.register
+        self._atexit.register = self._see_register
+        self._last = time.perf_counter()
+
+    def stop(self) -> None:
+        self._atexit.register = self._register
+        self._stack = []
+        builtins = _modules["builtins"]
+        builtins.__import__ = self._import
+        _bootstrap._load_unlocked, _bootstrap._gcd_import = self._load, self._gcd
+
+    def lap(self) -> None:
+        now = time.perf_counter()
+        top = self._stack[-1]
+        self.own_s[top] = self.own_s.get(top, 0.0) + now - self._last
+        self._last = now
+
+    def _note(self, name: str) -> None:
+        self.edges.setdefault(self._stack[-1], {})[name] = None
+
+    def _see_import(
+        self,
+        name: str,
+        globals: Any = None,
+        locals: Any = None,
+        fromlist: Any = (),
+        level: int = 0,
+    ) -> Any:
+        result = self._import(name, globals, locals, fromlist, level)
+        if level > 0:
+            name = _bootstrap._resolve_name(name, _bootstrap._calc___package__(globals), level)
+        self._note(name)
+        for part in fromlist or ():
+            if isinstance(part, str) and "%s.%s" % (name, part) in sys.modules:
+                self._note("%s.%s" % (name, part))
+        return result
+
+    def _see_register(self, *args: Any, **kwargs: Any) -> Any:
+        """A module's work for the end is its program's, if that imports the module at all."""
+        if not self._stack:
+            return self._register(*args, **kwargs)
+        self.at_exit.append((self._stack[-1], args, kwargs))
+        return args[0]
+
+    def register_for(self, names: list[str]) -> None:
+        wanted = set(names)
+        for name, args, kwargs in self.at_exit:
+            if name in wanted:
+                self._register(*args, **kwargs)
+
+    def _see_gcd(self, name: str, package: Any = None, level: int = 0) -> Any:
+        module = self._gcd(name, package, level)
+        self._note(_bootstrap._resolve_name(name, package, level) if level > 0 else name)
+        return module
+
+    def _see_load(self, spec: Any) -> Any:
+        self.lap()
+        self._stack.append(spec.name)
+        try:
+            module = self._load(spec)
+        except BaseException:
+            self.lap()
+            self._stack.pop()
+            failed = self.edges.pop(spec.name, {})  # what it did import stays imported
+            self.edges.setdefault(self._stack[-1], {}).update(failed)
+            raise
+        self.lap()
+        self._stack.pop()
+        self._note(spec.name)
+        return module
+
+
+class Ahead:
+    """The modules imported ahead. Made before anything else is imported; `baseline` is what was."""
+
+    def __init__(self, baseline: dict[str, Any]) -> None:
+        self.recorder = Recorder()
+        self.hidden: dict[str, Any] = {}
+        self._baseline = {name: (one, dict(_namespace(one))) for name, one in baseline.items()}
+        self._first_filters = list(_filters())
+        self._first_folders = set(sys.path_importer_cache)
+        self._own_filters: dict[str, list[Any]] = {}  # by the module that was being executed
+        self._seen: dict[str, dict[str, Any]] = {}
+        self._children: dict[str, list[str]] = {}
+        self._closures: dict[str, tuple[str, ...]] = {}
+        self._detached: set[str] = set()
+        self._path: list[str] = []
+        self._finders: list[list[Any]] = []
+        self._tops: set[str] = set()
+        self._variables: dict[Any, Any] = {}
+
+    # While warming.
+
+    def load(self, name: str) -> list[str]:
+        """Import a module; return what speaks against having imported it ahead."""
+        before, filters = self._look(), list(_filters())
+        names, costs = set(sys.modules), dict(self.recorder.own_s)
+        started, waited = time.perf_counter(), _run_delay_s()
+        try:
+            _modules["builtins"].__import__(name)
+        except BaseException as error:  # noqa: BLE001 - whatever it raises, it can't be preloaded
+            return ["can't be imported: %s: %s" % (type(error).__name__, error)]
+        finally:
+            self._correct(costs, time.perf_counter() - started, _run_delay_s() - waited)
+        after = self._look()
+        problems = [
+            "%s%s" % (what, told(before[what], after[what]))
+            for what, told in _ASPECTS.items()
+            if before[what] != after[what]
+        ]
+        problems += self._changed_modules()
+        # Names that nobody was seen to import were put into sys.modules by what was imported.
+        for other in set(sys.modules) - names - set(self.recorder.own_s):
+            parent = other.rpartition(".")[0]
+            self.recorder.edges.setdefault(parent if parent in sys.modules else name, {})[other] = (
+                None
+            )
+        added = [one for one in _filters() if one not in filters]
+        if added:
+            self._own_filters[name] = added
+        return problems
+
+    def _correct(self, before: dict[str, float], wall_s: float, waited_s: float) -> None:
+        """Take out what the CPU was not there for: the time limit doesn't count it either."""
+        share = max(0.0, wall_s - waited_s) / wall_s if wall_s > 0 else 1.0
+        own_s = self.recorder.own_s
+        for name, seconds in own_s.items():
+            own_s[name] = before.get(name, 0.0) + (seconds - before.get(name, 0.0)) * share
+
+    def cost_s(self, name: str) -> float:
+        """What importing a hidden module would take."""
+        return sum(self.recorder.own_s.get(one, 0.0) for one in self.closure(name))
+
+    def _look(self) -> dict[str, Any]:
+        return {what: _STATE[what]() for what in _ASPECTS}
+
+    def _changed_modules(self) -> list[str]:
+        problems = []
+        for name, (module, before) in self._baseline.items():
+            for key in _changes(name, before, _namespace(module)):
+                is_ours = key in REPLACED and name in ("builtins", *IMPORTLIB)
+                if not is_ours and sys.modules.get("%s.%s" % (name, key)) is None:
+                    problems.append("changes %s.%s" % (name, key))
+        return problems
+
+    def hide(self) -> None:
+        """Make `sys.modules` and the modules of the baseline look as they did."""
+        for name, module in list(sys.modules.items()):
+            if name in self._baseline:
+                continue
+            del sys.modules[name]
+            if name.split(".")[0] != __name__.split(".")[0]:
+                self.hidden[name] = module
+        for name in self.hidden:
+            parent, _, child = name.rpartition(".")
+            self._children.setdefault(parent, []).append(name)
+            if parent in self._baseline:
+                module, before = self._baseline[parent]
+                if child not in before and child in _namespace(module):
+                    delattr(module, child)
+                    self._detached.add(name)
+        _filters()[:] = self._first_filters
+        _filters_mutated()
+        for folder in set(sys.path_importer_cache) - self._first_folders:
+            del sys.path_importer_cache[folder]
+        self._tops = {name.partition(".")[0] for name in self.hidden}
+        modules = {name: one for name, (one, _) in self._baseline.items()}
+        modules.update(self.hidden)
+        self._seen = {name: dict(_namespace(one)) for name, one in modules.items()}
+        self._path = list(sys.path)
+        self._finders = [list(sys.meta_path), list(sys.path_hooks)]
+
+    def prepare(self, names: Iterable[str]) -> None:
+        """Find out now what these modules bring with them."""
+        for name in names:
+            self._closures[name] = self.closure(name)
+
+    def closure(self, name: str) -> tuple[str, ...]:
+        """A hidden module and every hidden one that importing it imports."""
+        found: dict[str, None] = {}
+        todo = [name]
+        while todo:
+            one = todo.pop()
+            if one in found or one not in self.hidden:
+                continue
+            found[one] = None
+            parent = one.rpartition(".")[0]
+            if parent:
+                todo.append(parent)
+            todo += self.recorder.edges.get(one, ())
+        return tuple(found)
+
+    def show(self, name: str, shown: bool) -> None:
+        """Let what imports a hidden module here find it, or no longer."""
+        if shown:
+            sys.modules[name] = self.hidden[name]
+        else:
+            del sys.modules[name]
+
+    # In a snippet.
+
+    def begin(self, charge: Callable[[float], None], refuse: Callable[[str], None]) -> None:
+        """Give modules back from now on. `refuse` doesn't return."""
+        self._charge, self._refuse = charge, refuse
+        self._given: list[str] = []
+        self._seen["sys"] = dict(vars(sys))  # its arguments and streams are this program's
+        self._variables = dict(_modules["os"].environ._data)
+        scope = {
+            "hidden": self.hidden,
+            "give_back": self.give_back,
+            "original": _bootstrap._find_and_load,
+            "modules": sys.modules,
+        }
+        exec(compile(_WRAPPER, "<frozen importlib._bootstrap>", "exec"), scope)
+        _bootstrap._find_and_load = scope["find_and_load"]
+
+    def give_back(self, name: str) -> None:
+        wanted = self._closures.get(name) or self.closure(name)
+        names = [one for one in wanted if one in self.hidden]
+        reason = self._objection(names)
+        if reason is not None:
+            self._refuse("import %s: %s" % (name, reason))
+            return
+        hidden, modules = self.hidden, sys.modules
+        self._charge(sum(self.recorder.own_s.get(one, 0.0) for one in names))
+        for one in names:
+            modules[one] = hidden.pop(one)
+        self._given += names
+        for one in names:
+            self._attach(one)
+        added = [item for one in names for item in self._own_filters.get(one, ())]
+        if added:
+            _filters()[:0] = added
+            _filters_mutated()
+        self.recorder.register_for(names)
+        _refresh(names)
+        for one in names:
+            if one in REFRESHED:
+                self._seen[one] = dict(_namespace(modules[one]))
+
+    def let_go(self) -> None:
+        """At the end of a program: spare it to take apart what it shares and didn't change."""
+        for name in getattr(self, "_given", ()):
+            module = sys.modules.get(name)
+            if module is not None and not _changes(name, self._seen[name], _namespace(module)):
+                del sys.modules[name]
+
+    def _attach(self, name: str) -> None:
+        """A package shows those of its modules that are imported, and no others."""
+        for child in self._children.get(name, ()):
+            short = child.rpartition(".")[2]
+            if (
+                child in self.hidden
+                and _namespace(sys.modules[name]).get(short) is self.hidden[child]
+            ):
+                delattr(sys.modules[name], short)
+                self._detached.add(child)
+        if name in self._detached:
+            parent, _, short = name.rpartition(".")
+            setattr(sys.modules[parent], short, sys.modules[name])
+            self._detached.discard(name)
+
+    def _objection(self, names: list[str]) -> str | None:
+        """What has happened that might have made this import come out differently."""
+        if self._variables != _modules["os"].environ._data:
+            return "environment variables were changed before"
+        if [list(sys.meta_path), list(sys.path_hooks)] != self._finders:
+            return "import hooks were changed before"
+        if sys.gettrace() is not None or sys.getprofile() is not None:
+            return "a trace function was set before"
+        for name in names:
+            if name in sys.modules:
+                return "a module %s of its own was put into sys.modules before" % name
+        shadow = self._shadow()
+        if shadow is not None:
+            return "%s comes before the installed module" % shadow
+        added = list(_filters())[: len(_filters()) - len(self._first_filters)]
+        known = {id(item) for items in self._own_filters.values() for item in items}
+        if list(_filters())[len(added) :] != self._first_filters or any(
+            item[0] != "ignore" for item in added if id(item) not in known
+        ):
+            return "warnings filters were changed before"
+        for name, module in list(sys.modules.items()):
+            before = self._seen.get(name)
+            if before is None or name in UNFINISHED:
+                continue
+            for key in _changes(name, before, _namespace(module)):
+                full = "%s.%s" % (name, key)
+                if full not in sys.modules and full not in self.hidden:
+                    return "%s.%s was changed before" % (name, key)
+        return None
+
+    def _shadow(self) -> str | None:
+        """A file on the import path that would be found in place of a module imported ahead."""
+        extra, known = [], iter(self._path)
+        wanted = next(known, None)
+        for entry in sys.path:
+            if entry == wanted:
+                wanted = next(known, None)
+            else:
+                extra.append(entry)
+        if wanted is not None:
+            return "a changed sys.path"
+        os: Any = _modules["os"]
+        for folder in extra:
+            try:
+                found = list(os.scandir(folder or "."))
+            except FileNotFoundError:
+                continue
+            except OSError:
+                return "%s on sys.path" % folder
+            for entry in found:
+                top = entry.name.partition(".")[0]
+                if top not in self._tops:
+                    continue
+                if entry.name != top or os.path.lexists(os.path.join(entry.path, "__init__.py")):
+                    return str(entry.path)
+        return None
+
+
+def _run_delay_s() -> float:
+    """How long this thread was ready to run and had no CPU."""
+    try:
+        with open("/proc/thread-self/schedstat", "rb") as file:
+            return int(file.read().split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return 0.0
+
+
+def _namespace(module: Any) -> dict[str, Any]:
+    return getattr(module, "__dict__", {})
+
+
+def _changes(name: str, before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """The names in a module that are new, gone, or mean something else."""
+    changed = [key for key, value in after.items() if before.get(key, before) is not value]
+    changed += [key for key in before if key not in after]
+    ignored = ANY_CHANGES | (SYS_CHANGES if name == "sys" else set())
+    if name in IMPORTLIB or name.startswith("importlib._bootstrap"):
+        ignored = ignored | IMPORTLIB_CHANGES
+    if name == "threading":  # it makes its locks anew after a fork
+        changed = [key for key in changed if not key.startswith("_")]
+    return [key for key in changed if key not in ignored]
+
+
+def _filters() -> Any:
+    return sys.modules["_warnings"].filters
+
+
+def _filters_mutated() -> None:
+    module = sys.modules["_warnings"]
+    for name in ("_filters_mutated", "_filters_mutated_lock_held"):
+        if hasattr(module, name):
+            try:
+                getattr(module, name)()
+            except RuntimeError:  # it wants its lock
+                continue
+            return
+
+
+def _refresh(names: list[str]) -> None:
+    """Give modules that remember the moment of their import the present one."""
+    modules = sys.modules
+    for name in names:
+        module: Any = modules[name]
+        if name == "numpy.random":
+            module.seed()
+        elif name == "torch" and hasattr(module, "default_generator"):
+            module.default_generator.seed()
+        elif name == "multiprocessing.process":
+            module.ORIGINAL_DIR = modules["os"].path.abspath(modules["os"].getcwd())
+            module._current_process._config["authkey"] = module.AuthenticationString(
+                modules["os"].urandom(32)
+            )
+        elif name == "logging":
+            module._startTime = (
+                modules["time"].time_ns()
+                if isinstance(module._startTime, int)
+                else modules["time"].time()
+            )
+
+
+# What importing a module may not change, and what to say of it.
+
+
+def _native_threads() -> int:
+    """Those that a fork would lose; OpenBLAS starts its own again."""
+    os: Any = _modules["os"]
+    libraries = {line.split()[-1] for line in _maps() if b"openblas" in line}
+    allowed = len(libraries) * (len(os.sched_getaffinity(0)) - 1)
+    return max(0, len(os.listdir("/proc/self/task")) - 1 - allowed)
+
+
+def _maps() -> list[bytes]:
+    with open("/proc/self/maps", "rb") as file:
+        return file.read().splitlines()
+
+
+def _gpu() -> bool:
+    torch = sys.modules.get("torch")
+    cuda = getattr(torch, "cuda", None)
+    ready = bool(cuda is not None and getattr(cuda, "is_initialized", bool)())
+    return ready or any(b"/dev/nvidia" in line or b"/dev/kfd" in line for line in _maps())
+
+
+def _open_files() -> dict[str, str]:
+    os: Any = _modules["os"]
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[name] = os.readlink("/proc/self/fd/" + name)
+        except OSError:
+            continue  # the listing's own
+    return found
+
+
+def _handlers() -> list[Any]:
+    signal: Any = __import__("_signal")
+    return [signal.getsignal(number) for number in range(1, signal.NSIG)]
+
+
+def _hooks() -> list[Any]:
+    names = ("excepthook", "displayhook", "unraisablehook", "breakpointhook")
+    return [getattr(sys, name, None) for name in names]
+
+
+def _streams() -> list[Any]:
+    names = ("stdin", "stdout", "stderr")
+    return [(getattr(sys, one), getattr(getattr(sys, one), "encoding", None)) for one in names]
+
+
+def _interpreter() -> list[Any]:
+    gc: Any = __import__("gc")
+    return [sys.getrecursionlimit(), sys.getswitchinterval(), gc.isenabled(), gc.get_threshold()]
+
+
+def _locale() -> Any:
+    module: Any = __import__("_locale")
+    return module.setlocale(module.LC_ALL, None)
+
+
+def _start_method() -> Any:
+    context: Any = sys.modules.get("multiprocessing.context")
+    chosen = getattr(context, "_default_context", None)
+    return getattr(chosen, "_actual_context", None)
+
+
+def _logging() -> Any:
+    logging: Any = sys.modules.get("logging")
+    root = getattr(logging, "root", None)
+    if root is None:
+        return ([], 30, 0)
+    return (list(root.handlers), root.level, root.manager.disable)
+
+
+def _limits() -> Any:
+    resource: Any = sys.modules.get("resource")
+    return [resource.getrlimit(one) for one in range(16)] if resource else []
+
+
+def _written() -> int:
+    os: Any = _modules["os"]
+    return int(os.statvfs("/tmp").f_ffree)
+
+
+def _added(before: Any, after: Any) -> str:
+    if isinstance(before, dict):
+        new = ["%s: %s" % (key, after[key]) for key in after if before.get(key) != after[key]]
+        return " (%s)" % ", ".join(str(one)[:80] for one in new) if new else ""
+    return ""
+
+
+def _nothing(before: Any, after: Any) -> str:
+    return ""
+
+
+_STATE: dict[str, Callable[[], Any]] = {
+    "starts threads": lambda: len(sys._current_frames()),
+    "starts threads of a library": _native_threads,
+    "touches a GPU": _gpu,
+    "keeps files open": _open_files,
+    "changes signal handlers": _handlers,
+    "changes hooks of sys": _hooks,
+    "changes sys.path": lambda: list(sys.path),
+    "changes import hooks": lambda: [list(sys.meta_path), list(sys.path_hooks)],
+    "changes environment variables": lambda: dict(_modules["os"].environ),
+    "changes the folder": lambda: _modules["os"].getcwd(),
+    "changes stdin, stdout or stderr": _streams,
+    "changes the interpreter's settings": _interpreter,
+    "changes the locale": _locale,
+    "changes how multiprocessing starts": _start_method,
+    "sets up logging": _logging,
+    "changes resource limits": _limits,
+    "writes files": _written,
+}
+_ASPECTS: dict[str, Callable[[Any, Any], str]] = {
+    what: _added if what in ("keeps files open", "changes environment variables") else _nothing
+    for what in _STATE
+}

@@ -1,0 +1,302 @@
+"""A warm interpreter: the environment's own Python, which forks a snippet's program when asked.
+
+It is started as `python PLACE`, and this runs while `site` looks for a `sitecustomize`. A fork
+that is to become a program returns from here, and the interpreter goes on starting as it always
+does, with the program's path written where PLACE was: what the program then sees is what any
+script sees, down to the last frame of a traceback.
+"""
+
+from __future__ import annotations
+
+import _socket
+import array
+import atexit
+import base64
+import ctypes
+import gc
+import mmap
+import os
+import signal
+import struct
+import sys
+import time
+from typing import Any
+
+from mlbench_exec.agent import frames, helper, kernel, program, view
+from mlbench_exec.agent.base import Base
+from mlbench_exec.agent.program import Program, Unusable
+
+# The descriptors that the agent leaves open; MOUNTS is the base view's mount namespace.
+CHANNEL, PAGE, MOUNTS = 3, 4, 5
+PAGE_BYTES = 4096
+REASON_AT, REASON_BYTES = 64, 1024
+CHARGED = struct.Struct("=d")
+STARTS = struct.Struct("=I")
+STARTS_AT, REFUSED_AT = 8, 12
+PREFIX, FILLING = "/.mlbench-exec-place", "-" * 4000
+PLACE = PREFIX + FILLING  # longer than any path
+
+
+class World:
+    """As much of the agent's World as a program's start needs."""
+
+    nested = True
+
+    def __init__(self, sent: dict[str, Any]) -> None:
+        self.base: Base = Base.__new__(Base)
+        self.base.__dict__.update(sent["base"])
+        self.uid, self.gid = sent["uid"], sent["gid"]
+        self.inner_uid, self.inner_gid = sent["inner_uid"], sent["inner_gid"]
+        self.nproc = sent["nproc"]
+        self.filter = base64.b64decode(sent["filter"])
+        self.counters = Counters(sent["has_memory"])
+
+
+class Counters:
+    def __init__(self, has_memory: bool) -> None:
+        self.has_memory = has_memory
+
+
+def sent_world(world: Any) -> dict[str, Any]:
+    """What `World` above is made from."""
+    return {
+        "base": dict(vars(world.base)),
+        "uid": world.uid,
+        "gid": world.gid,
+        "inner_uid": world.inner_uid,
+        "inner_gid": world.inner_gid,
+        "nproc": world.nproc,
+        "filter": base64.b64encode(world.filter).decode("ascii"),
+        "has_memory": world.counters.has_memory,
+    }
+
+
+def sent_program(one: Program) -> dict[str, Any]:
+    fields = dict(vars(one), code=base64.b64encode(one.code).decode("ascii"))
+    fields.pop("warm", None)
+    return fields
+
+
+def main(ahead: Any) -> None:
+    """Import what is asked for, then serve. Returns in a fork that is to become a program."""
+    channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, CHANNEL)
+    page = mmap.mmap(PAGE, PAGE_BYTES)
+    os.close(PAGE)
+    order = frames.read(CHANNEL)
+    server = _Server(World(order["world"]), channel, page, ahead, _places())
+    for name in order["preload"]:
+        frames.write(CHANNEL, {"module": name, "problems": ahead.load(name)})
+    ahead.recorder.stop()
+    atexit.register(ahead.let_go)  # the first, so that it runs last
+    ahead.hide()
+    ahead.prepare(order["preload"])
+    costs = {name: ahead.cost_s(name) for name in order["preload"]}
+    _end_early()
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(ahead))  # nor is this ever taken apart
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(vars(ahead)))
+    gc.collect()
+    gc.freeze()
+    frames.write(CHANNEL, {"ready": True, "costs": costs, "places": len(server.places)})
+    server.serve()
+
+
+class _Server:
+    def __init__(
+        self, world: World, channel: Any, page: mmap.mmap, ahead: Any, places: list[int]
+    ) -> None:
+        self.world: Any = world  # all that is used of a World
+        self.channel, self.page, self.ahead = channel, page, ahead
+        self.places = places
+        self.own_pid_ns = os.open("/proc/self/ns/pid", os.O_RDONLY)
+
+    def serve(self) -> None:
+        while True:
+            kind, data, _, _ = self._receive()
+            request = frames.read(CHANNEL)
+            if kind == b"F":
+                fds = array.array("i")
+                fds.frombytes(data)
+                if self._fork(request, list(fds)):
+                    return
+                for fd in fds:
+                    os.close(fd)
+            else:
+                self.ahead.show("resource", True)  # wait4 imports it
+                _, status, usage = os.wait4(request["pid"], 0)
+                self.ahead.show("resource", False)
+                frames.write(CHANNEL, {"status": status, "usage": list(usage)})
+
+    def _receive(self) -> Any:
+        kind, ancillary, flags, address = self.channel.recvmsg(1, _socket.CMSG_SPACE(4 * 8))
+        if not kind:
+            os._exit(0)  # the agent is gone
+        data = ancillary[0][2] if ancillary else b""
+        return kind, data, flags, address
+
+    def _fork(self, request: dict[str, Any], fds: list[int]) -> bool:
+        """Fork an init with a program below it; True in the program."""
+        kernel.setns(self.own_pid_ns, kernel.CLONE_NEWPID)
+        kernel.unshare(kernel.CLONE_NEWPID)
+        pid = os.fork()
+        if pid:
+            frames.write(CHANNEL, {"pid": pid})
+            return False
+        out, err, report = fds
+        fields = request["program"]
+        one = Program(**dict(fields, code=base64.b64decode(fields["code"])))
+        with _telling(report):
+            self.channel.detach()
+            os.close(CHANNEL)
+            kernel.setns(MOUNTS, kernel.CLONE_NEWNS)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # of its own snippet's doing, say
+            outer_proc = program.become_init(self.world, one, request["limits"])
+            if one.language == "bash":
+                kernel.mount("tmpfs", helper.RUN, "tmpfs", view.TMPFS, "size=64k,mode=0755")
+            child = os.fork()
+            if child:
+                os.close(out)
+                os.close(err)
+                program.reap(child, report)
+            if one.language == "bash":
+                called = self._bash(one, request, out, err, report, outer_proc)
+                helper.become(called, self._become)
+                self._begin()
+                return True
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            program.settle(one, out, err)
+            name = one.command()[1][0]
+            self._become(str(name), program.SCRIPT, [], one.variables)
+            program.confine(self.world, request["limits"], outer_proc, signals=False)
+            self._begin()
+            program.tell(report, {"started": time.monotonic()})
+            _close_all_but()
+        return True
+
+    def _bash(
+        self, one: Program, request: dict[str, Any], out: int, err: int, report: int, proc: int
+    ) -> helper.Call:
+        """Become bash, and leave a helper behind; returns in a program that bash's front calls."""
+        program.settle(one, out, err)
+        variables = dict(one.variables)
+        variables["PATH"] = "%s:%s" % (request["fronts"], variables["PATH"])
+        path, argv = one.command()
+        program.confine(self.world, request["limits"], proc, signals=False, beside=1)
+        listening = helper.listen()
+        between = os.fork()
+        if between == 0:
+            if os.fork():
+                os._exit(0)  # so that the helper is init's child, not bash's
+            _close_all_but(listening.fileno())
+            return helper.Helper(listening, one.variables).serve()
+        os.waitpid(between, 0)
+        program.tell(report, {"started": time.monotonic()})
+        _close_all_but()
+        kernel.default_signals()
+        try:
+            os.execve(path, argv, variables)
+        except (OSError, ValueError) as error:
+            os.write(2, ("mlbench-exec: bash: %s\n" % error).encode())
+        os._exit(program.NOT_EXECUTABLE)
+
+    def _begin(self) -> None:
+        count = STARTS.unpack_from(self.page, STARTS_AT)[0]
+        STARTS.pack_into(self.page, STARTS_AT, count + 1)
+        self.ahead.begin(self._charge, self._refuse)
+
+    def _charge(self, seconds: float) -> None:
+        charged = CHARGED.unpack_from(self.page, 0)[0]
+        CHARGED.pack_into(self.page, 0, charged + seconds)
+
+    def _refuse(self, reason: str) -> None:
+        """Have this snippet run again, cold: there is nothing that it could have changed."""
+        text = reason.encode("utf-8", "replace")[: REASON_BYTES - 1]
+        self.page[REASON_AT : REASON_AT + len(text) + 1] = text + b"\0"
+        STARTS.pack_into(self.page, REFUSED_AT, 1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def _become(
+        self, name: str, script: str, arguments: list[str], variables: dict[str, str]
+    ) -> None:
+        """Have the interpreter start as `NAME SCRIPT ARGUMENTS…` would in this folder."""
+        if dict(os.environ) != variables or list(os.environ) != list(variables):
+            for key in list(os.environ):
+                del os.environ[key]
+            os.environ.update(variables)
+        path = os.path.join(os.getcwd(), script) if sys.version_info >= (3, 9) else script
+        data = (os.path.normpath(path) + "\0").encode("utf-32-le", "surrogatepass")
+        place = PLACE.encode("utf-32-le")
+        for address in self.places:
+            if ctypes.string_at(address, len(place)) == place:
+                ctypes.memmove(address, data, len(data))
+        sys.argv = [script, *arguments]
+        if hasattr(sys, "orig_argv"):
+            vars(sys)["orig_argv"] = [name, script, *arguments]
+
+
+class _telling:  # noqa: N801 - reads as a verb
+    """Whatever goes wrong before a program runs is said on the report, and ends the process."""
+
+    def __init__(self, report: int) -> None:
+        self.report = report
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if error is None:
+            return
+        try:
+            if isinstance(error, Unusable):
+                program.tell(self.report, {"unusable": str(error)})
+            else:
+                said = "%s: %s" % (type(error).__name__, error)
+                program.tell(self.report, {"failed": said})
+        finally:
+            os._exit(1)
+
+
+def _end_early() -> None:
+    """Let a program's exit stop before it takes apart the libraries that are loaded by now.
+
+    Those that it loads itself are taken apart before, as their turn comes first. It flushes C's
+    streams as an exit does.
+    """
+    libc = ctypes.CDLL(None)
+    if all(hasattr(libc, name) for name in ("on_exit", "__cxa_atexit", "_exit", "fflush")):
+        getattr(libc, "on_exit")(libc._exit, None)  # noqa: B009 - called with the exit status
+        getattr(libc, "__cxa_atexit")(libc.fflush, None, None)
+
+
+def _close_all_but(*kept: int) -> None:
+    """Close every descriptor but the three streams' and these."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) not in kept:
+            try:
+                os.close(int(name))
+            except OSError:
+                continue  # the listing's own
+
+
+def _places() -> list[int]:
+    """Where this interpreter keeps the path that it was told to run, as wide characters."""
+    # In two parts, so as not to find what we look for in our own copy of it.
+    prefix, filling = PREFIX.encode("utf-32-le"), (FILLING + "\0").encode("utf-32-le")
+    found = []
+    mem = os.open("/proc/self/mem", os.O_RDONLY)
+    with open("/proc/self/maps") as file:
+        lines = file.read().splitlines()
+    for line in lines:
+        where, mode = line.split()[:2]
+        if not mode.startswith("rw"):
+            continue
+        start, end = (int(part, 16) for part in where.split("-"))
+        try:
+            data = os.pread(mem, end - start, start)
+        except OSError:
+            continue
+        at = data.find(prefix)
+        while at >= 0:
+            if data.startswith(filling, at + len(prefix)):
+                found.append(start + at)
+            at = data.find(prefix, at + 4)
+    os.close(mem)
+    return found

@@ -1,0 +1,138 @@
+"""What warm interpreters must not change, and when there are none."""
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from mlbench_exec.backends.local import LocalBackend
+from mlbench_exec.environments import Environment, Mount
+from mlbench_exec.sandbox import Job, Limits, Observation, Sandbox
+
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio]
+LIMITS = Limits(memory_bytes=1 << 30, pids=128)
+SLOW = "import time\ntime.sleep(0.6)\n"
+REFUSED = {
+    "import threading, time\nthreading.Timer(99, print).start()": "starts threads",
+    "print('hello')": "prints 'hello'",
+    "import signal\nsignal.signal(signal.SIGUSR1, lambda *a: None)": "changes signal handlers",
+    "import os\nos.environ['NEW'] = '1'": "changes environment variables (NEW: 1)",
+    "import os\nos.getcwd = lambda: 'x'": "changes os.getcwd",
+    "kept = open('/etc/passwd')": "keeps files open",
+    "import tempfile\nkept = tempfile.mkdtemp()": "writes files",
+    "1 / 0": "can't be imported: ZeroDivisionError",
+    "import sys\nsys.path.append('/x')": "changes sys.path",
+}
+
+
+@asynccontextmanager
+async def sandbox(
+    folder: Path, preload: tuple[str, ...], preload_bytes: int = 256 << 20
+) -> AsyncIterator[tuple[Sandbox, Environment]]:
+    """One whose environment finds the modules in `folder`."""
+    (folder / "repo").mkdir()
+    environment = Environment(
+        name="warm",
+        github_ids=(1,),
+        repo="warm",
+        workdir=str(folder / "repo"),
+        python=sys.executable,
+        preload=preload,
+        env={"PYTHONPATH": str(folder / "modules")},
+        mounts=(Mount(source=str(folder / "modules"), target=str(folder / "modules")),),
+    )
+    async with LocalBackend(limits=LIMITS, preload_bytes=preload_bytes) as backend:
+        opened = await backend.open(environment, 0)
+        try:
+            yield opened, environment
+        finally:
+            await opened.aclose()
+
+
+def modules(folder: Path, **sources: str) -> tuple[str, ...]:
+    (folder / "modules").mkdir()
+    for name, source in sources.items():
+        (folder / "modules" / f"{name}.py").write_text(source + "\n")
+    return tuple(sources)
+
+
+async def run(
+    place: tuple[Sandbox, Environment], code: str, limit_s: float = 30.0, language: str = "python"
+) -> Observation:
+    return await place[0].run(
+        Job(
+            environment=place[1],
+            path="",
+            language="bash" if language == "bash" else "python",
+            code=code.encode(),
+            time_limit_s=limit_s,
+            limits=LIMITS,
+        )
+    )
+
+
+@pytest.mark.parametrize("preload_bytes", [0, 256 << 20], ids=["cold", "warm"])
+async def test_a_saved_import_counts_as_if_it_had_been_made(
+    tmp_path: Path, preload_bytes: int
+) -> None:
+    """A limit that the import alone exceeds is met either way, through bash as well."""
+    async with sandbox(tmp_path, modules(tmp_path, slow=SLOW), preload_bytes) as place:
+        over = await run(place, "import slow", 0.5)
+        assert (over.limit, over.exit_code) == ("time", None)
+        bash = await run(place, "echo import slow > s.py; python s.py; echo on", 0.5, "bash")
+        assert (bash.limit, bash.exit_code) == ("time", None)
+        within = await run(place, "import slow")
+        assert (within.limit, within.exit_code) == (None, 0)
+        assert within.counted_s >= 0.55
+        without = await run(place, "print(1)")
+        assert (without.exit_code, without.stdout) == (0, "1\n")
+        warm = {over.warm, bash.warm, within.warm, without.warm}
+        assert warm == {preload_bytes > 0}
+
+
+async def test_what_may_not_be_imported_ahead_is_refused_with_the_reason(tmp_path: Path) -> None:
+    """Each such module is left out and named; a snippet that imports it works all the same."""
+    names = {f"module{number}": source for number, source in enumerate(REFUSED)}
+    for number, (name, reason) in enumerate(zip(names, REFUSED.values(), strict=True)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        async with sandbox(folder, modules(folder, **{name: names[name]})) as place:
+            seen = await run(place, "print('on')")
+            assert seen.stdout == "on\n"
+            assert any(f"{name} is not preloaded" in n and reason in n for n in seen.notes), seen
+
+
+async def test_an_interpreter_over_its_memory_is_given_up(tmp_path: Path) -> None:
+    """Its environment's snippets run cold, and the reason is told."""
+    big = modules(tmp_path, big="held = bytearray(64 << 20)\nheld[:] = b'x' * len(held)")
+    async with sandbox(tmp_path, big, 32 << 20) as place:
+        for _ in range(2):
+            seen = await run(place, "import big; print(len(big.held))")
+            assert (seen.exit_code, seen.warm) == (0, False)
+            assert "no warm interpreter: it takes more than 32 MiB" in seen.notes
+
+
+async def test_nothing_reaches_the_warm_interpreter(tmp_path: Path) -> None:
+    """Killing all that can be seen, and tearing at modules, leaves the next snippet whole."""
+    attack = """
+import os, signal
+import ahead
+ahead.NAME = 'torn'
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+    for pid in [1, os.getppid()] + [int(p) for p in os.listdir('/proc') if p.isdigit()]:
+        try:
+            if pid != os.getpid():
+                os.kill(pid, number)
+        except OSError:
+            pass
+print(sorted(int(p) for p in os.listdir('/proc') if p.isdigit()))
+"""
+    async with sandbox(tmp_path, modules(tmp_path, ahead="NAME = 'ahead'")) as place:
+        for _ in range(2):
+            seen = await run(place, attack)
+            assert (seen.exit_code, seen.warm) == (0, True), seen
+            assert len(seen.stdout.split(",")) == 2  # init and itself
+            after = await run(place, "import ahead; print(ahead.NAME)")
+            assert (after.stdout, after.warm) == ("ahead\n", True)

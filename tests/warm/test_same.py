@@ -1,0 +1,162 @@
+"""A program can't tell a warm interpreter from `python temp.py`, but by the clock."""
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from mlbench_exec.backends.local import LocalBackend
+from mlbench_exec.environments import Environment, Mount
+from mlbench_exec.samples import Language
+from mlbench_exec.sandbox import Job, Limits, Observation, Sandbox
+from warm.programs import COLD, PROGRAMS
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+LIMITS = Limits(memory_bytes=1 << 30, pids=128)
+MODULES = {
+    "ahead/__init__.py": "import os, warnings\nNAME = os.getenv('AHEAD_NAME', 'ahead')\n"
+    "warnings.filterwarnings('ignore', message='of ahead')\n",
+    "ahead/part.py": "import atexit, ahead_needs\nVALUE = ahead_needs.VALUE\n"
+    "atexit.register(print, 'the part ends')\n",
+    "ahead_needs.py": "VALUE = 'needed'\n",
+}
+FILES = {
+    "data.txt": "data\n",
+    "local_module.py": "NAME = 'local'\n",
+    "broken.py": "import json\n\n\ndef f():\n    json.loads('[')\n\n\nf()\n",
+    "lib/in_lib.py": "X = 'in lib'\n",
+    "shadow/ahead/__init__.py": "NAME = 'a shadow'\n",
+    "shadow_dependency/ahead_needs.py": "VALUE = 'a shadow'\n",
+}
+PRELOAD = ("ahead", "ahead.part", "logging", "multiprocessing", "argparse", "asyncio", "unittest")
+BASH = """
+cat > temp.py.part <<'END OF PROGRAM'
+%s
+END OF PROGRAM
+head -c -1 temp.py.part > temp.py; rm temp.py.part
+python temp.py < /dev/null
+echo "exit code $?"
+for name in $(ls | sort); do
+    [ -f $name ] && [ $name != temp.py ] && echo "== $name" && cat $name
+done
+"""
+FEWEST_WARM = 60
+
+
+class Place:
+    """One sandbox that is warm and one that isn't, for the same environment."""
+
+    def __init__(self, portal: BlockingPortal, environment: Environment) -> None:
+        self.portal, self.environment = portal, environment
+        self.sandboxes: dict[str, Sandbox] = {}
+
+    def run(self, how: str, language: Language, code: str, limit_s: float = 60.0) -> Observation:
+        job = Job(
+            environment=self.environment,
+            path="",
+            language=language,
+            code=code.encode("utf-8", "surrogatepass"),
+            time_limit_s=limit_s,
+            limits=LIMITS,
+        )
+        return self.portal.call(self.sandboxes[how].run, job)
+
+
+def write(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("warm")
+    folder.chmod(0o755)
+    write(folder / "modules", MODULES)
+    write(folder / "repo", FILES)
+    modules = str(folder / "modules")
+    environment = Environment(
+        name="warm",
+        github_ids=(1,),
+        repo="warm",
+        workdir=str(folder / "repo"),
+        python=sys.executable,
+        preload=PRELOAD,
+        env={"PYTHONPATH": modules},
+        mounts=(Mount(source=modules, target=modules),),
+    )
+    with start_blocking_portal() as portal:
+        place = Place(portal, environment)
+        warm, cold = (
+            LocalBackend(limits=LIMITS, preload_bytes=512 << 20),
+            LocalBackend(limits=LIMITS),
+        )
+        with (
+            portal.wrap_async_context_manager(warm),
+            portal.wrap_async_context_manager(cold),
+        ):
+            for how, backend in (("warm", warm), ("cold", cold)):
+                place.sandboxes[how] = portal.call(backend.open, environment, 0)
+            try:
+                yield place
+            finally:
+                for sandbox in place.sandboxes.values():
+                    portal.call(sandbox.aclose)
+
+
+def seen(observation: Observation) -> tuple[object, ...]:
+    """What a program did, without addresses and process ids."""
+    texts = (observation.stdout, observation.stderr)
+    return (
+        observation.exit_code,
+        observation.signal,
+        observation.limit,
+        *(
+            re.sub(r"0x[0-9a-f]+|(?<=pid=)\d+|line \d+:\s+\d+ (?=Killed|Aborted|Term)", "~", text)
+            for text in texts
+        ),
+    )
+
+
+def direct(code: str) -> str:
+    return code
+
+
+def through_bash(code: str) -> str:
+    return BASH % code
+
+
+def check_all(place: Place, language: Language, wrap: Callable[[str], str]) -> None:
+    differ: dict[str, tuple[object, object]] = {}
+    warm: dict[str, bool] = {}
+    for name, code in PROGRAMS.items():
+        if language == "bash" and "\0" in code:
+            continue
+        expected = place.run("cold", language, wrap(code))
+        got = place.run("warm", language, wrap(code))
+        warm[name] = got.warm
+        if seen(got) != seen(expected):
+            differ[name] = (seen(expected), seen(got))
+    assert not differ, differ
+    assert not [name for name in COLD if warm[name]]
+    was_cold = [name for name, was_warm in warm.items() if not was_warm and name not in COLD]
+    assert not was_cold
+    assert sum(warm.values()) >= FEWEST_WARM
+
+
+def test_enough_programs() -> None:
+    """The suite has at least 80 programs."""
+    assert len(PROGRAMS) >= 80
+
+
+def test_python_programs_are_the_same_warm_and_cold(place: Place) -> None:
+    """Output, exit code and signal of each program are those of `python temp.py`."""
+    check_all(place, "python", direct)
+
+
+def test_programs_called_by_bash_are_the_same_warm_and_cold(place: Place) -> None:
+    """So it is with `python temp.py` in a script, with every file that the program leaves."""
+    check_all(place, "bash", through_bash)
