@@ -299,7 +299,7 @@ class Evaluation:
                 yield row
 
     async def _keep(self, journal: Journal, row: Submission) -> None:
-        if len(self._hashes.get(row.key, ())) < len(row.outputs):
+        if len(self._judged.hashes(row.key)) < len(row.outputs):
             await journal.keep(row)
 
     def _score(self, tally: Tally, manifest: Manifest) -> Summary:

@@ -61,7 +61,7 @@ class Command:
         self._pids.add(process.pid)
         return process
 
-    def run(self, *, within_s: float = 60.0) -> int:
+    def run(self, *, within_s: float = 120.0) -> int:
         """Run it to its end; the exit code."""
         process = self.start()
         try:
@@ -83,7 +83,7 @@ class Command:
     @contextlib.contextmanager
     def held_at(self, process: "subprocess.Popen[bytes]", count: int) -> Iterator[None]:
         """Hold the engine still once so many are written, however slow this process is."""
-        until = time.monotonic() + 90
+        until = time.monotonic() + 180
         while len(self.verdicts()) < count:
             assert process.poll() is None, f"ended too early: {self.said()}"
             assert time.monotonic() < until, f"too slow: {self.said()}"
