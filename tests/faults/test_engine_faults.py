@@ -15,7 +15,6 @@ import pytest
 
 import mlbench_exec
 from faults.scene import Scene, driver, make_rogue
-from mlbench_exec import agent
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 ENDS_WITHIN_S = 5.0
@@ -133,12 +132,15 @@ def test_f12_clock_steps(undisturbed: Scene, tmp_path: Path) -> None:
     assert {line["attempts"] for line in scene.command.verdicts()} <= {0, 1}
 
 
-@pytest.mark.parametrize("package", [mlbench_exec, agent], ids=["engine", "agent"])
-def test_f12_nobody_measures_with_the_wall_clock(package: object) -> None:
+# What compares itself with the stamps of files, which are the wall clock's.
+STAMPS = {"snippet.py": {"time.time"}}
+
+
+def test_f12_nobody_measures_with_the_wall_clock() -> None:
     """No module of the engine or the agent asks for it but to write down a date."""
-    folder = Path(str(getattr(package, "__path__", [""])[0]))
-    for path in folder.rglob("*.py"):
+    clocks = {"time.time", "time.time_ns", "time.localtime"}
+    for path in Path(mlbench_exec.__path__[0]).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 used = f"{node.value.id}.{node.attr}"
-                assert used not in {"time.time", "time.time_ns", "time.localtime"}, (path, used)
+                assert used not in clocks - STAMPS.get(path.name, set()), (path, used)
