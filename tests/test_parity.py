@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 MOST_AGAIN = 4  # of a dozen, most of which end near the limit
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # not reached yet on two cores: docs/fair-clock.md says what flips, and why
 @pytest.mark.timeout(400)  # 15 s on a quiet machine
 @pytest.mark.parametrize("backend", ["local", pytest.param("docker", marks=pytest.mark.docker)])
 def test_verdicts_beside_busy_cores_follow_from_the_sources(
