@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from mlbench_exec.backends.apparmor import LOAD
 from mlbench_exec.backends.daemons import kind_of, refusal
-from mlbench_exec.doctor.checks import LOAD_APPARMOR, Finding, exit_code, findings
+from mlbench_exec.doctor.checks import Finding, exit_code, findings
 from mlbench_exec.doctor.facts import Daemon, Disk, Facts, Host, Image, Try
 from mlbench_exec.sandbox import Limits
 
@@ -96,7 +97,7 @@ def test_a_machine_where_all_is_well_has_nothing_to_mend() -> None:
             "AppArmor",
             "note",
             "one fresh container a snippet",
-            LOAD_APPARMOR,
+            LOAD,
         ),
         (changed(host=Host(selinux="enforcing")), "SELinux", "note", "labelled", "chcon -Rt"),
         (changed(host=Host(own_cgroups=False)), "cgroups", "note", "rlimit", "Delegate=yes"),

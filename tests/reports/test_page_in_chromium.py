@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,39 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
 from acceptance.command import Command, Line
-from reports.browser import Listener, log, requested
-from reports.real_run import HOSTILE, REPOS
+from reports.browser import Listener, chromium, log, requested, skip_without_chromium
+from reports.real_run import HOSTILE, REPOS, make_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 OPENS_WITHIN_MS = 2000
+
+
+@pytest.fixture(scope="module")
+def listener() -> Iterator[Listener]:
+    """Where hostile outputs would have something fetched from."""
+    found = Listener()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def real_run(tmp_path_factory: pytest.TempPathFactory, listener: Listener) -> Command:
+    """A finished run; it is only read."""
+    command = make_run(tmp_path_factory.mktemp("real"), listener.address)
+    assert command.run(within_s=400) == 0, command.said()
+    return command
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    skip_without_chromium()
+    with chromium(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
+
+
+@pytest.fixture(scope="module")
+def page(real_run: Command) -> Path:
+    return real_run.folder / "report.html"
 
 
 @pytest.fixture

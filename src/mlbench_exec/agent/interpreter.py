@@ -89,8 +89,8 @@ UNNOTICED = re.compile(
 
 def why_cold(one: Program) -> str | None:
     """What in a program's text makes it run in an interpreter that starts for it, or None."""
-    if b"\0" in one.code:
-        return "NUL"
+    if one.language == "bash" and b"\0" in one.code:
+        return "a NUL byte, which bash can't be given"
     found = UNNOTICED.search(one.code)
     return found.group().decode() if found else None
 

@@ -167,6 +167,8 @@ class Ahead:
             return ["can't be imported: %s: %s" % (type(error).__name__, error)]
         finally:
             self._correct(costs, time.perf_counter() - started, _run_delay_s() - waited)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()  # or every fork would print what a module left in the buffer
         after = self._look()
         problems = [
             "%s%s" % (what, told(before[what], after[what]))
@@ -268,6 +270,10 @@ class Ahead:
         """Give modules back from now on. `refuse` doesn't return."""
         self._charge, self._refuse = charge, refuse
         self._given: list[str] = []
+        main = type(sys)("__main__")  # one that the collector sees: the old one is frozen
+        main.__dict__.clear()
+        main.__dict__.update(_namespace(sys.modules["__main__"]))
+        sys.modules["__main__"] = main
         self._seen["sys"] = dict(vars(sys))  # its arguments and streams are this program's
         self._variables = dict(_modules["os"].environ._data)
         scope = {
@@ -305,6 +311,9 @@ class Ahead:
 
     def let_go(self) -> None:
         """At the end of a program: spare it to take apart what it shares and didn't change."""
+        # What holds a stream for good keeps it from being flushed when it goes.
+        self._seen.pop("sys", None)
+        self._baseline.pop("sys", None)
         for name in getattr(self, "_given", ()):
             module = sys.modules.get(name)
             if module is not None and not _changes(name, self._seen[name], _namespace(module)):

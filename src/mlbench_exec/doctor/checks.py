@@ -6,13 +6,13 @@ from typing import Literal
 
 import msgspec
 
+from mlbench_exec.backends import apparmor
 from mlbench_exec.backends.daemons import kind_of, refusal
 from mlbench_exec.doctor.facts import Facts, Host
 
 GIB = 1 << 30
 KERNEL_FLOOR = (6, 6)  # docs/decisions/0003-kernel-floor.md
 LITTLE_DISK_BYTES = 20 * GIB
-LOAD_APPARMOR = "python -m mlbench_exec.backends.apparmor | sudo apparmor_parser --replace"
 OK, NO_BACKEND = 0, 3
 
 
@@ -104,7 +104,7 @@ def _apparmor(facts: Facts) -> Iterator[Finding]:
             state="note",
             text="Docker's own profile forbids namespaces in containers: without ours it is one "
             "fresh container a snippet, which is slower",
-            mend=LOAD_APPARMOR,
+            mend=apparmor.LOAD,
         )
 
 
