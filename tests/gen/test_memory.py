@@ -1,6 +1,5 @@
 """Memory: the same for the last of ten thousand rows as for the first ones."""
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -46,7 +45,6 @@ class Ready:
 @pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.timeout(1800)
-@pytest.mark.skipif("MLBENCH_SOAK" not in os.environ, reason="a soak: set MLBENCH_SOAK=1 to run it")
 async def test_memory_is_flat_over_ten_thousand_rows(tmp_path: Path) -> None:
     """From 1,000 rows of 13 KB answers to 10,000, a generation takes the memory of an index."""
     seen: list[tuple[int, float]] = []
