@@ -22,6 +22,7 @@ SHIPPED = (
     "frames",
     "base",
     "view",
+    "clock",
     "meter",
     "world",
     "program",
