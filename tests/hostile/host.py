@@ -31,7 +31,7 @@ SWITCHES = [f"/proc/sys/{name}" for name in (
     "user/max_user_namespaces",
 )] + [
     "/proc/sysrq-trigger", "/proc/1/oom_score_adj", "/proc/1/mem", "/proc/kcore",
-    "/proc/self/uid_map", "/sys/kernel/uevent_helper", "/sys/power/state",
+    "/sys/kernel/uevent_helper", "/sys/power/state",
     "/sys/devices/system/cpu/cpu1/online", "/dev/kmsg", "/dev/mem", "/dev/kvm", "/dev/fuse",
     "/dev/net/tun", "/dev/loop-control", "/dev/vda", "/dev/sda",
 ]  # fmt: skip

@@ -38,6 +38,7 @@ PYTHON = "/usr/bin/python3"
 LIMITS = Limits(memory_bytes=256 * MIB, cpus=1, pids=64, disk_bytes=64 * MIB, open_files=256)
 NEXT_PORT = 45454  # where a survivor of case 42 would be found
 IPC_KEY = 0x4D4C4258
+READY_WITHIN_S = 30.0
 OVERLAPS = 5  # attempts to have both neighbours run at the same time as the program
 ROLES = {"left": 1, "right": 2, "hostile": 3, "short": 4, "warm": 5}  # github_ids
 LIMIT_S = {"short": 1.0}
@@ -112,6 +113,9 @@ class House:
                 verdicts[side].append(await self._judge(_neighbour(side), "python", side))
 
         failure: UnjudgedError | None = None
+        with anyio.move_on_after(READY_WITHIN_S):  # fresh containers, so that all start at once
+            while self.engine.statistics().refilling:  # noqa: ASYNC110 - no event tells
+                await anyio.sleep(0.02)
         async with anyio.create_task_group() as tasks:
             for side in verdicts:
                 tasks.start_soon(be_neighbour, side)

@@ -102,8 +102,10 @@ def without_process_kill(patch: Patch) -> None:
     alter_agent(
         patch,
         "snippet",
-        "_kill(self.pid)\n            _, _, usage = os.wait4(self.pid, 0)",
-        "usage = resource.getrusage(resource.RUSAGE_CHILDREN)",
+        "            _kill(self.pid)\n            if self.interpreter:\n"
+        "                self.cpu_s, self.max_rss = self.interpreter.reap(self.pid)\n"
+        "            else:\n                _, _, usage = os.wait4(self.pid, 0)",
+        "            resource.getrusage(resource.RUSAGE_CHILDREN)",
     )
 
 

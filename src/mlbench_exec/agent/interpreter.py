@@ -17,20 +17,7 @@ from mlbench_exec.agent import base, frames, front, helper, kernel, program, vie
 from mlbench_exec.agent.program import Program, Unusable
 from mlbench_exec.agent.world import World
 
-SHIPPED = (
-    "kernel",
-    "frames",
-    "base",
-    "view",
-    "clock",
-    "meter",
-    "world",
-    "program",
-    "preload",
-    "front",
-    "helper",
-    "warm",
-)
+LAST_SHIPPED = "warm"  # of the agent's modules, in the order in which they import each other
 START_WITHIN_S = 300.0
 ANSWER_WITHIN_S = 60.0
 SAID_BYTES = 4096
@@ -217,7 +204,7 @@ def _packed(fds: tuple[int, ...]) -> bytes:
 
 
 def _text(said: bytes) -> str:
-    return said.decode("utf-8", "replace").strip()[-300:]
+    return said.decode("utf-8", "replace").replace(warm.PLACE, "PLACE").strip()[-300:]
 
 
 class Interpreters:
@@ -305,7 +292,9 @@ class Interpreters:
     def _hook(self, world: World, one: Program) -> str:
         """The folder with our `sitecustomize` for an environment with these variables."""
         given = one.variables.get("PYTHONPATH")
-        sources = {name: self._sources[name] for name in SHIPPED}
+        names = list(self._sources)
+        shipped = names[: names.index(LAST_SHIPPED) + 1]
+        sources = {name: self._sources[name] for name in shipped}
         text = HOOK_SOURCE % {"given": given, "folder": base.WARM, "sources": sources}
         with open(base.WARM + "/sitecustomize.py", "w") as file:
             file.write(text)

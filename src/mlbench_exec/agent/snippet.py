@@ -386,10 +386,6 @@ class _Running:
                 self.cpu_s, self.max_rss = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
         else:
             self._end_fresh()
-        if self.limit is None and self.status is not None and self._charged_s():
-            # Imports that were saved count as if they had taken their time.
-            is_over = self._counted(self.ended) >= self.limits["time"]
-            self.limit = "time" if is_over else None
         for drain in (self.out, self.err):
             drain.pull_rest()
             os.close(drain.fd)
@@ -427,7 +423,7 @@ class _Running:
         charged = self._charged_s()
         counted = wall - (stalled if self._is_fair else 0.0) + charged
         if (self._is_fair or charged) and not self.limit and counted >= self.limits["time"]:
-            self.limit = "time"  # it ended by itself, past the limit
+            self.limit = "time"  # it ended by itself, past the limit, or saved imports that are
         code = number = None
         if self.limit is None and self.status is not None:
             if os.WIFSIGNALED(self.status):

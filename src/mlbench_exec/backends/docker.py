@@ -176,10 +176,11 @@ class DockerBackend:
                 await self._docker.close()
 
     def key(self, environment: Environment) -> str:
-        """Containers differ by image and mounts; the rest travels with each snippet."""
+        """Containers differ by image, mounts and room for what is preloaded."""
         mounts = sorted((m.source, m.target, m.mode) for m in environment.mounts)
         workdir = "" if self._is_nested else environment.workdir
-        return json.dumps([environment.image, mounts, workdir])
+        warm_bytes = self._warm_bytes(environment, nested=self._is_nested)
+        return json.dumps([environment.image, mounts, workdir, warm_bytes])
 
     def check(self, environment: Environment) -> None:
         if environment.image is None:
@@ -364,7 +365,7 @@ class DockerBackend:
             host["PidsLimit"] = limits.pids + HEADROOM_PIDS
         if limits.memory_bytes is not None:
             host["Memory"] = limits.memory_bytes + limits.disk_bytes + HEADROOM_BYTES
-            host["Memory"] += self._preload_bytes if nested else 0
+            host["Memory"] += self._warm_bytes(environment, nested=nested)
             host["MemorySwap"] = host["Memory"]
         if limits.cpus is not None:
             host["CpusetCpus"] = self._cpuset(slot)
@@ -402,6 +403,10 @@ class DockerBackend:
             str(core) for core in sorted((slot * count + i) % self._cpus for i in range(count))
         )
 
+    def _warm_bytes(self, environment: Environment, *, nested: bool) -> int:
+        """For warm interpreters: none where nothing is preloaded, or snippets could use it."""
+        return self._preload_bytes if nested and environment.preload else 0
+
     def _setup(self, environment: Environment, hello: wire.Hello, *, nested: bool) -> wire.Setup:
         staged = [
             (f"{STAGING}/{number}", mount)
@@ -423,7 +428,7 @@ class DockerBackend:
             copies=() if nested else tuple((source, mount.target) for source, mount in staged),
             workdirs=tuple(workdirs) if nested else (environment.workdir,),
             gpus=self._gpus is not None,
-            warm_bytes=self._preload_bytes if nested else 0,
+            warm_bytes=self._warm_bytes(environment, nested=nested),
             filter=seccomp.snippet_filter(hello.machine),
         )
 

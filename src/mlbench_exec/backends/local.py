@@ -121,14 +121,16 @@ class LocalBackend:
     async def _open(self, environment: Environment, slot: int) -> Sandbox:
         stash, variables = await self._surroundings(environment)
         try:
-            return await self._start(stash, variables, environment.workdir, slot)
+            # No room for warm interpreters where there are none: snippets could use it.
+            warm_bytes = self._preload_bytes if environment.preload else 0
+            return await self._start(stash, variables, environment.workdir, slot, warm_bytes)
         except NestingRefused as error:
             raise SandboxFailed(f"the kernel refused a sandbox: {error}") from error
 
     async def _probe(self) -> None:
         """Open one sandbox with nothing in it, to learn whether this machine allows it."""
         try:
-            sandbox = await self._start((), {}, "/", 0)
+            sandbox = await self._start((), {}, "/", 0, 0)
         except (NestingRefused, SandboxFailed, OSError) as error:
             raise BackendUnavailable(
                 f"the local backend can't make a sandbox here: {error}. {HELP}"
@@ -187,11 +189,12 @@ class LocalBackend:
         variables: dict[str, str],
         workdir: str,
         slot: int,
+        warm_bytes: int,
     ) -> AgentSandbox:
         self._count += 1
         name = f"{slot}-{self._count}"
         uid = unused_uid(slot) if os.geteuid() == 0 else None
-        spare, group = await anyio.to_thread.run_sync(self._make_place, name, uid, slot)
+        spare, group = await anyio.to_thread.run_sync(self._make_place, name, uid, slot, warm_bytes)
         try:
             process = await self._start_agent()
         except BaseException:
@@ -220,7 +223,7 @@ class LocalBackend:
                     nproc=group is None and self._limits.pids is not None,
                     cpu_list=self._cpu_list(slot),
                     variables=variables,
-                    warm_bytes=self._preload_bytes,
+                    warm_bytes=warm_bytes,
                 )
 
             await sandbox.start(make_setup)
@@ -241,7 +244,7 @@ class LocalBackend:
         )
 
     def _make_place(
-        self, name: str, uid: int | None, slot: int
+        self, name: str, uid: int | None, slot: int, warm_bytes: int
     ) -> tuple[Path, cgroups.Group | None]:
         """A new sandbox's folder for mended files, and its cgroup."""
         assert self._folder is not None
@@ -252,7 +255,7 @@ class LocalBackend:
         if self._cgroups is None:
             return spare, None
         return spare, self._cgroups.make(
-            name, self._limits, self._cpu_list(slot), preload_bytes=self._preload_bytes
+            name, self._limits, self._cpu_list(slot), preload_bytes=warm_bytes
         )
 
     def _cpu_list(self, slot: int) -> tuple[int, ...] | None:

@@ -1,4 +1,4 @@
-# Lets the kernel keep 700 MiB for it: bytes in sockets that nobody reads.
+# Lets the kernel keep 1,200 MiB for it: bytes in sockets that nobody reads.
 import signal
 import socket
 
@@ -34,4 +34,4 @@ while seen.count(b"\n") < len(children):
     seen += os.read(ready[0], 1000)
 for child in children:
     os.kill(child, signal.SIGKILL)
-tell("MiB", "over 250" if sum(map(int, seen.split())) > 250 else "less")
+tell("MiB", str(sum(map(int, seen.split()))))
