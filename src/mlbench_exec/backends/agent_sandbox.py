@@ -89,8 +89,13 @@ class AgentSandbox:
         await self._stream.aclose()
 
     async def _send(self, data: bytes) -> None:
+        """A pipe takes less than an agent's bundle: one that reads nothing is given up."""
         try:
-            await self._stream.send(data)
+            with anyio.fail_after(START_TIMEOUT_S):
+                await self._stream.send(data)
+        except TimeoutError:
+            what = f"no answer within {START_TIMEOUT_S:.0f} s, and its input was not read"
+            raise SandboxFailed(await self._why(what)) from None
         except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
             raise SandboxFailed(await self._why(f"its input is closed ({error!r})")) from error
 
