@@ -105,7 +105,8 @@ def without_process_kill(patch: Patch) -> None:
         "            _kill(self.pid)\n            if self.interpreter:\n"
         "                self.cpu_s, self.max_rss = self.interpreter.reap(self.pid)\n"
         "            else:\n                _, _, usage = os.wait4(self.pid, 0)",
-        "            resource.getrusage(resource.RUSAGE_CHILDREN)",
+        "            if True:\n"
+        "                usage = resource.getrusage(resource.RUSAGE_CHILDREN)",
     )
 
 
