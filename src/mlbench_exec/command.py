@@ -126,6 +126,7 @@ def interruptible(work: Callable[[], Awaitable[T]]) -> T:
             raise failure
         if scope.cancelled_caught:
             interrupted.append(True)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # one that comes late can't spoil the exit
         return result
 
     interrupted: list[bool] = []
