@@ -316,13 +316,19 @@ class Tally:
         return {
             name: tuple(
                 FailureCount(kind=one.kind, error=one.error, detail=one.detail, count=count)
-                for one, count in counts.most_common()
+                for one, count in sorted(counts.items(), key=_by_frequency)
             )
             for name, counts in merged.items()
         }
 
     def _outcomes(self) -> Iterator[tuple[Key, bytearray]]:
         return iter(self._rows.items())
+
+
+def _by_frequency(counted: tuple[Failure, int]) -> tuple[int, str, str, str]:
+    """The most frequent first, and never in the order in which verdicts happened to come."""
+    failure, count = counted
+    return -count, failure.kind, failure.error or "", failure.detail or ""
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

@@ -1,12 +1,12 @@
 """F3, F4, F5, F11: containers taken away, the daemon restarted, stopped or slow, bad images."""
 
-import asyncio
 import contextlib
 import hashlib
 import io
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import tarfile
 import tempfile
@@ -251,52 +251,59 @@ class SlowDaemon:
         self.under_way = 0
         self.peak = 0  # of container starts, at one time
         self.starts = 0
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._lock = threading.Lock()
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._open: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept)]
 
     def __enter__(self) -> "SlowDaemon":
-        serving = asyncio.start_unix_server(self._connect, str(self.path))
-        self._server = self._loop.run_until_complete(serving)
-        self._thread.start()
+        self._listener.bind(str(self.path))
+        self._listener.listen(128)
+        self._threads[0].start()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._loop.call_soon_threadsafe(self._server.close)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
-        self._loop.run_until_complete(asyncio.sleep(0.05))
-        self._loop.close()
+        for one in [self._listener, *self._open]:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for one in [self._listener, *self._open]:
+            one.close()
 
-    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        from_daemon, to_daemon = await asyncio.open_unix_connection(SOCKET)
-        with contextlib.suppress(ConnectionError, RuntimeError):
-            await asyncio.gather(
-                self._requests(reader, to_daemon), self._answers(from_daemon, writer)
-            )
-        to_daemon.close()
-        writer.close()
-
-    async def _requests(self, reader: asyncio.StreamReader, daemon: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65536):
-            if data.startswith((b"GET /", b"POST /", b"DELETE /")):
-                is_start = b"/start HTTP" in data[:300]
-                self.starts += is_start
-                self.under_way += is_start
-                self.peak = max(self.peak, self.under_way)
-                await asyncio.sleep(DELAY_S)
-                self.under_way -= is_start
-            daemon.write(data)
-            await daemon.drain()
-        daemon.write_eof()
-
-    async def _answers(self, daemon: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await daemon.read(65536):
-            writer.write(data)
-            await writer.drain()
+    def _accept(self) -> None:
         with contextlib.suppress(OSError):
-            writer.write_eof()
+            while True:
+                client, daemon = self._listener.accept()[0], socket.socket(socket.AF_UNIX)
+                self._open += [client, daemon]
+                daemon.connect(SOCKET)
+                for copy in (self._requests, self._answers):
+                    thread = threading.Thread(target=copy, args=(client, daemon))
+                    self._threads.append(thread)
+                    thread.start()
+
+    def _requests(self, client: socket.socket, daemon: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := client.recv(65536):
+                if data.startswith((b"GET /", b"POST /", b"DELETE /")):
+                    is_start = b"/start HTTP" in data[:300]
+                    self._count(is_start, 1)
+                    time.sleep(DELAY_S)
+                    self._count(is_start, -1)
+                daemon.sendall(data)
+            daemon.shutdown(socket.SHUT_WR)
+
+    def _answers(self, client: socket.socket, daemon: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := daemon.recv(65536):
+                client.sendall(data)
+            client.shutdown(socket.SHUT_WR)
+
+    def _count(self, is_start: bool, change: int) -> None:
+        with self._lock:
+            self.starts += is_start and change > 0
+            self.under_way += is_start * change
+            self.peak = max(self.peak, self.under_way)
 
 
 def test_f11_a_slow_daemon_with_64_sandboxes_asked_for(

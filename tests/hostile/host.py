@@ -146,16 +146,28 @@ def surroundings(folder: Path) -> Iterator[Surroundings]:
 
 
 def processes_of(folder: Path) -> set[str]:
-    """Processes on this machine that a snippet of this house's started, by their environment."""
+    """Processes on this machine that a snippet of this house's started, by their environment.
+
+    One may stay: an agent's warm interpreter, from which snippets are forked.
+    """
     mark = f"HOSTILE_HOUSE={folder}".encode()
-    found = set()
+    found, interpreters = set(), set()
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if mark in (process / "environ").read_bytes():
-                found.add(f"process {process.name} {(process / 'cmdline').read_bytes()[:80]!r}")
+                told = f"process {process.name} {(process / 'cmdline').read_bytes()[:80]!r}"
+                (interpreters if _is_kept_by_agent(process, mark) else found).add(told)
         except OSError:  # it has just ended
             continue
-    return found
+    return found | (interpreters if len(interpreters) > 1 else set())
+
+
+def _is_kept_by_agent(process: Path, mark: bytes) -> bool:
+    """Whether it's a child of an agent and in the agent's pid namespace, as no snippet is."""
+    stat = (process / "stat").read_text()
+    parent = Path("/proc") / stat[stat.rindex(")") + 1 :].split()[1]
+    is_agents = mark not in (parent / "environ").read_bytes()
+    return is_agents and os.readlink(process / "ns/pid") == os.readlink(parent / "ns/pid")
 
 
 def state(folder: Path) -> set[str]:

@@ -5,12 +5,14 @@ dataset by the manifest's digest. What doesn't match isn't shown.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
 from mlbench_exec.dataset import load_dataset
+from mlbench_exec.environments import OFFLINE
 from mlbench_exec.errors import InputError
 from mlbench_exec.journal import KEPT, Manifest
 from mlbench_exec.samples import Key, Sample
@@ -78,11 +80,9 @@ def read_samples(manifest: Manifest) -> FoundSamples:
     from Hugging Face's cache.
     """
     facts = manifest.dataset
-    # Read by Hugging Face's libraries when they are first imported.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
     try:
-        dataset = load_dataset(facts.source, facts.split)
+        with _offline():
+            dataset = load_dataset(facts.source, facts.split)
     except InputError as error:
         return FoundSamples(found={}, problem=str(error))
     if dataset.digest != facts.digest:
@@ -90,3 +90,15 @@ def read_samples(manifest: Manifest) -> FoundSamples:
             found={}, problem=f"{facts.source} holds other rows now than the run judged against"
         )
     return FoundSamples(found=dataset.samples)
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Read by Hugging Face's libraries when they are first imported, and by child processes."""
+    added = OFFLINE.keys() - os.environ.keys()
+    os.environ.update({name: OFFLINE[name] for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
