@@ -187,7 +187,13 @@ class Engine:
             else:
                 await self._stack.enter_async_context(self._backend)
             # A spare sandbox would need a device of its own.
-            pool = Pool(self._backend, self.size, spares=0 if self.gpus else SPARES)
+            is_fair = self.settings.limits.clock == "fair"
+            pool = Pool(
+                self._backend,
+                self.size,
+                spares=0 if self.gpus else SPARES,
+                cores=self._backend.cores if is_fair else None,
+            )
             self._pool = await self._stack.enter_async_context(pool)
             self._tasks = anyio.create_task_group()
             await self._tasks.__aenter__()
@@ -434,7 +440,7 @@ class Engine:
             async with pool.lend(job.environment, fresh=fresh, alone=alone) as lease:
                 started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
                 try:
-                    observation = await lease.sandbox.run(job)
+                    observation = await lease.sandbox.run(job, lease.tell)
                     self._log_notes(name, observation)
                     return observation, lease.slot, started_at
                 except EnvironmentUnusable as error:  # the sandbox itself is as good as before

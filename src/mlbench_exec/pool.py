@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Self
 
 import anyio
@@ -10,9 +11,10 @@ import anyio.lowlevel
 import msgspec
 from anyio.abc import TaskGroup
 
+from mlbench_exec.admission import AT_START, WHILE_OPENING, Admission, Ticket
 from mlbench_exec.environments import Environment
 from mlbench_exec.errors import EnvironmentUnusable, MLBenchExecError, SlotBroken
-from mlbench_exec.sandbox import Backend, Sandbox
+from mlbench_exec.sandbox import Backend, Sandbox, Tell
 
 SPARES = 4  # single-use sandboxes kept ready beyond those in use
 LEFT = "the engine or pool was left: its sandboxes are gone"
@@ -31,6 +33,7 @@ class Statistics(msgspec.Struct, frozen=True):
 class Lease(msgspec.Struct, frozen=True):
     sandbox: Sandbox
     slot: int
+    tell: Tell | None = None  # how many CPUs its snippet could use now
 
 
 class _Idle(msgspec.Struct, frozen=True):
@@ -46,13 +49,16 @@ class Pool:
     refilled and will become one of these; or, once slots have broken, waits for another's.
     """
 
-    def __init__(self, backend: Backend, size: int, *, spares: int = SPARES) -> None:
+    def __init__(
+        self, backend: Backend, size: int, *, spares: int = SPARES, cores: int | None = None
+    ) -> None:
         self.size = size
         self._backend = backend
         self._permits = anyio.Semaphore(size)
         self._gathering = anyio.Lock()
         self._free = list(range(size + spares - 1, -1, -1))  # slot numbers, the lowest last
         self._idle: list[_Idle] = []  # least recently used first
+        self._admission = Admission(cores)
         self._lent = 0
         self._ordinary = 0  # borrowers that don't want to be alone, waiting ones included
         self._refilling = 0
@@ -146,11 +152,15 @@ class Pool:
     async def _borrow(self, environment: Environment, fresh: bool) -> AsyncIterator[Lease]:
         """For a holder of a permit, who counts as lending until its sandbox is seen to."""
         key = self._backend.key(environment)
+        await self._wait_for_room()
+        ticket = self._admission.enter()
         self._lent += 1
         try:
-            lease = await self._take(key, environment, fresh)
+            lease = await self._take(key, environment, fresh, ticket)
             try:
-                yield lease
+                await self._wait_for_room(ticket)
+                ticket.cpus = AT_START
+                yield msgspec.structs.replace(lease, tell=partial(self._tell, ticket))
             except EnvironmentUnusable:
                 self._give_back(key, environment, lease)
                 raise
@@ -160,6 +170,17 @@ class Pool:
             self._give_back(key, environment, lease)
         finally:
             self._lent -= 1
+            self._admission.leave(ticket)
+
+    async def _wait_for_room(self, ticket: Ticket | None = None) -> None:
+        while not self._admission.has_room(ticket):
+            changed = self._changed
+            await changed.wait()
+
+    def _tell(self, ticket: Ticket, cpus: float) -> None:
+        """How many CPUs the ticket's snippet could use now."""
+        ticket.cpus = cpus
+        self._notify()
 
     def _give_back(self, key: str, environment: Environment, lease: Lease) -> None:
         if lease.sandbox.reusable:
@@ -176,19 +197,24 @@ class Pool:
         finally:
             self._release(lease.slot)
 
-    async def _take(self, key: str, environment: Environment, fresh: bool) -> Lease:
+    async def _take(
+        self, key: str, environment: Environment, fresh: bool, ticket: Ticket
+    ) -> Lease:
+        """An idle sandbox or a new one; while that is made, the ticket wants next to nothing."""
         while True:
             if self._why_none:
                 raise SlotBroken(self._why_none)
             for position in range(len(self._idle) - 1, -1, -1):
                 if self._idle[position].key == key and not fresh:
                     return self._idle.pop(position).lease
+            ticket.cpus = WHILE_OPENING
             slot = self._free_slot()
-            if slot is not None:
-                return await self._open(environment, slot)
-            if self._idle:  # the least recently used one makes room
+            if slot is None and self._idle:  # the least recently used one makes room
                 slot = await self._evict()
-                return await self._open(environment, slot)
+            if slot is not None:
+                lease = await self._open(environment, slot)
+                ticket.cpus = 0.0
+                return lease
             changed = self._changed
             await changed.wait()
 

@@ -1,5 +1,6 @@
 """The sandbox's contract: what a backend is given to run, and what it answers with."""
 
+from collections.abc import Callable
 from typing import Literal, Protocol, Self
 
 import msgspec
@@ -9,6 +10,7 @@ from mlbench_exec.samples import Language
 
 Clock = Literal["fair", "wall"]
 LimitName = Literal["time", "memory", "pids", "disk"]
+Tell = Callable[[float], None]
 
 GIB = 1 << 30
 
@@ -66,8 +68,8 @@ class Sandbox(Protocol):
         """False where a sandbox serves one snippet and is thrown away."""
         ...
 
-    async def run(self, job: Job) -> Observation:
-        """Run one snippet to its end or limit.
+    async def run(self, job: Job, tell: Tell | None = None) -> Observation:
+        """Run one snippet to its end or limit; `tell` is told how many CPUs it could use.
 
         Raises `SandboxFailed` when the sandbox is to be thrown away, and `EnvironmentUnusable`
         when the job's environment isn't there. Cancelling condemns the sandbox.
@@ -88,6 +90,11 @@ class Backend(Protocol):
     @property
     def level(self) -> str:
         """The isolation in force, in words, for the run's header and manifest."""
+        ...
+
+    @property
+    def cores(self) -> int | None:
+        """CPUs that all its sandboxes share; None where that isn't known."""
         ...
 
     def key(self, environment: Environment) -> str:

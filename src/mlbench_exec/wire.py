@@ -9,7 +9,7 @@ import struct
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -118,6 +118,12 @@ class Refused(msgspec.Struct, frozen=True, tag="refused", forbid_unknown_fields=
     reason: str
 
 
+class Demand(msgspec.Struct, frozen=True, tag="demand", forbid_unknown_fields=True):
+    """How many CPUs the snippet that runs could use now; may come before the result, often."""
+
+    cpus: Annotated[float, msgspec.Meta(ge=0)]
+
+
 class Result(msgspec.Struct, frozen=True, tag="result", forbid_unknown_fields=True):
     observation: Observation
     spent: bool = False  # the snippet left something behind: throw this sandbox away
@@ -136,7 +142,7 @@ class Broken(msgspec.Struct, frozen=True, tag="broken", forbid_unknown_fields=Tr
     busy: bool = False  # the machine's fault: what else ran left too little for the snippet
 
 
-Message = Hello | Ready | Refused | Result | Unusable | Broken
+Message = Hello | Ready | Refused | Demand | Result | Unusable | Broken
 _decoder = msgspec.json.Decoder(Message, strict=True)
 
 
@@ -176,6 +182,7 @@ def _request(job: Job) -> dict[str, Any]:
             "files": limits.open_files,
             "output": limits.output_bytes,
             "clock": limits.clock,
+            "tell": limits.clock == "fair",
             "time": job.time_limit_s,
             "cap": job.time_limit_s * limits.wall_cap_factor,
         },
@@ -214,10 +221,10 @@ class FrameBuffer:
             return None
         payload = bytes(self._data[_LENGTH.size : end])
         del self._data[:end]
-        if self._data:
-            raise ProtocolError(f"{len(self._data)} bytes came after a message")
         try:
             message: Message = _decoder.decode(payload)
-            return message
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ProtocolError(f"not a message of the agent: {error}") from None
+        if self._data and not isinstance(message, Demand):
+            raise ProtocolError(f"{len(self._data)} bytes came after a message")
+        return message

@@ -76,6 +76,11 @@ class Meter:
         return self.clock.uncertain_s
 
     @property
+    def wanted(self) -> float:
+        """CPUs that it could use at the last look."""
+        return min(float(self._look.ready), self._look.cpus)
+
+    @property
     def ran_s(self) -> float:
         """What the looks saw; without a cgroup's counter, what ended between two is missing."""
         return self.clock.ran_s

@@ -27,6 +27,8 @@ from mlbench_exec.agent.program import Program, Unusable, fork
 from mlbench_exec.agent.world import World
 
 TICK_S = 0.05
+FIRST_TICK_S = 0.01  # the sooner others hear that it sleeps, the sooner they start
+NEWS = 0.3  # CPUs: a change worth a word
 SHORT_TICK_S = 0.025  # where threads come and go on a busy machine
 MARGIN = 1.25  # of the uncertainty: the last look may find that a little more was stolen
 OVERTIME = 0.5  # of the limit: how long an uncertain clock may ask for more
@@ -157,6 +159,8 @@ class _Running:
         self.cpu_s = 0.0
         self.max_rss = 0
         self.disk_full = False
+        self._wanted = self._told = 1.0  # CPUs
+        self._next_sample = time.monotonic() + TICK_S
         self._report = b""
         if not world.nested:
             self.free_before, self.size_before = _free("/"), _size_of(program.workdir)
@@ -191,21 +195,24 @@ class _Running:
             poller.register(self.pidfd, select.POLLIN)
         poller.register(self.world.control_fd, 0)  # only its hang-up
         deadline = time.monotonic() + 60  # for the start, before the snippet's own clock
-        next_sample = time.monotonic() + TICK_S
         while self.status is None and self.failure is None and self.limit is None:
             now = time.monotonic()
-            if now >= next_sample:
+            if now >= self._next_sample:
                 self._sample()
                 self._reap_orphans()
-                tick = SHORT_TICK_S if self._is_fair and self.meter.clock.is_sampling else TICK_S
-                next_sample = time.monotonic() + tick
+                self._next_sample = time.monotonic() + self._tick_s(now)
             if not self.has_started and now > deadline:
                 raise Broken("the snippet's namespaces were not ready within 60 s")
             if self.has_started and self._is_over_time(now):
                 self.limit = "time"
                 break
-            for fd, event in poller.poll(self._wait_ms(next_sample)):
+            for fd, event in poller.poll(self._wait_ms()):
                 self._handle(fd, event, poller)
+
+    def _tick_s(self, now: float) -> float:
+        """Short ones at first, and where threads come and go on a busy machine."""
+        tick = SHORT_TICK_S if self._is_fair and self.meter.clock.is_sampling else TICK_S
+        return min(tick, max(FIRST_TICK_S, now - self.started)) if self.has_started else tick
 
     def _handle(self, fd: int, event: int, poller: select.poll) -> None:
         if fd == self.world.control_fd:
@@ -246,6 +253,7 @@ class _Running:
             if "started" in message:
                 self.has_started, self.started = True, message["started"]
                 self.meter.begin(self.started)
+                self._next_sample = self.started + FIRST_TICK_S
             elif "status" in message:
                 self.status, self.ended = message["status"], message["ended"]
             else:
@@ -281,9 +289,9 @@ class _Running:
         self.meter.sample()  # what was stolen since the last look doesn't count
         return bool(self._counted(time.monotonic()) >= self._time())
 
-    def _wait_ms(self, next_sample: float) -> int:
+    def _wait_ms(self) -> int:
         now = time.monotonic()
-        wait = next_sample - now
+        wait = self._next_sample - now
         if self.has_started:
             wait = min(wait, self._time() - self._counted(now))
         return max(5, int(wait * 1000) + 1)
@@ -292,6 +300,8 @@ class _Running:
         if self.interpreter and self.interpreter.refusal() is not None:
             self.failure = "refused"
         self.meter.sample()
+        if self.limits.get("tell"):
+            self._tell_demand()
         used = self._memory_bytes()
         self.peak = max(self.peak, used)
         limit = self.limits["memory"]
@@ -301,6 +311,13 @@ class _Running:
             self._kill_biggest()
         if not self.world.nested and self._has_outgrown_disk():
             self.limit = "disk"
+
+    def _tell_demand(self) -> None:
+        """So that no more snippets are started than the CPUs have time for."""
+        self._wanted += (self.meter.wanted - self._wanted) / 2
+        if abs(self._wanted - self._told) >= NEWS:
+            self._told = self._wanted
+            frames.write(frames.OUT, {"type": "demand", "cpus": round(self._told, 2)})
 
     def _kill_biggest(self) -> None:
         """Do as the kernel would at a limit of its own: one process at a time, the biggest first.

@@ -7,7 +7,7 @@ import anyio.to_thread
 
 from mlbench_exec import wire
 from mlbench_exec.errors import EnvironmentUnusable, MachineTooBusy, SandboxFailed
-from mlbench_exec.sandbox import Job, Observation
+from mlbench_exec.sandbox import Job, Observation, Tell
 
 START_TIMEOUT_S = 60.0
 ANSWER_GRACE_S = 30.0
@@ -67,14 +67,14 @@ class AgentSandbox:
             case other:
                 raise SandboxFailed(f"the agent answered its setup with {type(other).__name__}")
 
-    async def run(self, job: Job) -> Observation:
+    async def run(self, job: Job, tell: Tell | None = None) -> Observation:
         name = job.environment.name
         is_known = name in self._seen or not (self.reusable or job.environment.conda_env)
         grace = ANSWER_GRACE_S if is_known else FIRST_RUN_GRACE_S
         self._seen.add(name)
         await self._send(wire.run_frame(job))
         within_s = job.time_limit_s * job.limits.wall_cap_factor + grace
-        match await self._receive(within_s):
+        match await self._answer(within_s, tell):
             case wire.Result(observation=observation, spent=spent):
                 self.reusable = self.reusable and not spent
                 return observation
@@ -87,6 +87,16 @@ class AgentSandbox:
 
     async def aclose(self) -> None:
         await self._stream.aclose()
+
+    async def _answer(self, within_s: float, tell: Tell | None) -> wire.Message:
+        """What comes of a run, after any number of words about its need for CPUs."""
+        until = anyio.current_time() + within_s
+        while True:
+            message = await self._receive(until - anyio.current_time())
+            if not isinstance(message, wire.Demand):
+                return message
+            if tell is not None:
+                tell(message.cpus)
 
     async def _send(self, data: bytes) -> None:
         """A pipe takes less than an agent's bundle: one that reads nothing is given up."""

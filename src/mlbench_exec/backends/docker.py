@@ -117,6 +117,10 @@ class DockerBackend:
         return f"Docker {self._version}, one fresh container a snippet ({self._why_fresh})"
 
     @property
+    def cores(self) -> int:
+        return self._cpus
+
+    @property
     def digests(self) -> dict[str, str]:
         """Image names and the identities they had when this run began."""
         return {

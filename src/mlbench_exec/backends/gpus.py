@@ -14,7 +14,7 @@ import anyio.to_thread
 import msgspec
 
 from mlbench_exec.errors import InputError, SlotBroken
-from mlbench_exec.sandbox import Job, Observation, Sandbox
+from mlbench_exec.sandbox import Job, Observation, Sandbox, Tell
 
 DRIVER = "/proc/driver/nvidia"
 SHARED_NODES = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset")
@@ -213,9 +213,9 @@ class _Watched:
     def reusable(self) -> bool:
         return self._is_free and self._sandbox.reusable
 
-    async def run(self, job: Job) -> Observation:
+    async def run(self, job: Job, tell: Tell | None = None) -> Observation:
         """The snippet's answer stands, whatever its device says afterwards."""
-        observation = await self._sandbox.run(job)
+        observation = await self._sandbox.run(job, tell)
         try:
             self._is_free = await self._slots.wait_free(self._slot) == 0
         except SlotBroken:  # said when the next sandbox wants the device

@@ -68,6 +68,10 @@ class LocalBackend:
             return f"nested namespaces on this host, limits by cgroup v{self._cgroups.version}"
         return "nested namespaces on this host, processes by rlimit, memory watched"
 
+    @property
+    def cores(self) -> int:
+        return len(os.sched_getaffinity(0))
+
     async def __aenter__(self) -> Self:
         if sys.platform != "linux":
             raise BackendUnavailable(f"the local backend needs Linux, this is {sys.platform}")

@@ -9,7 +9,7 @@ import msgspec
 
 from mlbench_exec.environments import Environment
 from mlbench_exec.errors import EnvironmentUnusable
-from mlbench_exec.sandbox import Job, Observation
+from mlbench_exec.sandbox import Job, Observation, Tell
 
 Script = Callable[[Job], Observation | Exception]
 Delay = Callable[[Job], float]
@@ -64,6 +64,7 @@ class FakeBackend:
 
     name = "fake"
     level = "in memory, no isolation"
+    cores: int | None = None
 
     def __init__(
         self,
@@ -155,7 +156,7 @@ class FakeSandbox:
     def reusable(self) -> bool:
         return self._backend.reusable
 
-    async def run(self, job: Job) -> Observation:
+    async def run(self, job: Job, tell: Tell | None = None) -> Observation:
         """Play the script; `RuntimeError` where the borrower broke the contract."""
         if self._is_busy:
             raise RuntimeError(f"{self!r} was given a second job while one is running")
