@@ -30,6 +30,7 @@ JOB = Job(
 HELLO = wire.Hello(machine="x86_64", python="3.11.2", uid=0, kernel="6.1")
 READY = wire.Ready(home="/home/mlbench", owner=(0, 0))
 RESULT = wire.Result(observation=observation(stdout="42\n"))
+DEMAND = wire.Demand(cpus=0.5)
 MESSAGES = st.sampled_from(
     [
         HELLO,
@@ -38,6 +39,7 @@ MESSAGES = st.sampled_from(
         wire.Refused(reason="no"),
         wire.Unusable(reason="é"),
         wire.Broken(reason=""),
+        DEMAND,
     ]
 )
 
@@ -129,6 +131,13 @@ def test_a_second_message_is_refused() -> None:
         frames.next_message()
 
 
+def test_words_about_demand_may_be_many() -> None:
+    """They come when they come, and the answer after them."""
+    frames = FrameBuffer()
+    frames.feed(encoded(DEMAND) * 3 + encoded(RESULT))
+    assert [frames.next_message() for _ in range(5)] == [DEMAND] * 3 + [RESULT, None]
+
+
 # A sandbox behind an agent that misbehaves.
 
 
@@ -208,6 +217,18 @@ async def test_an_agent_that_misbehaves_has_failed(
 
 
 @pytest.mark.asyncio
+async def test_words_about_demand_come_before_the_answer() -> None:
+    """Each is handed on; one is no answer."""
+    told: list[float] = []
+    demand = encoded(DEMAND)
+    stream = ScriptedStream(demand, demand + encoded(RESULT))
+    assert await AgentSandbox(stream).run(JOB, told.append) == RESULT.observation
+    assert told == [0.5, 0.5]
+    with pytest.raises(SandboxFailed, match="its output ended"):
+        await answer(demand)
+
+
+@pytest.mark.asyncio
 async def test_a_flood_is_bounded() -> None:
     """An agent that sends without end is given up after one frame's worth."""
     stream = ScriptedStream(struct.pack(">I", wire.MAX_FRAME_BYTES), *[b"x" * 65536] * 1000)
@@ -253,7 +274,9 @@ async def test_a_refusal_says_why() -> None:
         await start(HELLO, wire.Refused(reason="EPERM"))
 
 
-@pytest.mark.parametrize("messages", [(), (READY,), (RESULT,), (HELLO,), (HELLO, RESULT)])
+@pytest.mark.parametrize(
+    "messages", [(), (READY,), (RESULT,), (HELLO,), (HELLO, RESULT), (HELLO, wire.Demand(cpus=1.0))]
+)
 @pytest.mark.asyncio
 async def test_a_start_out_of_order_has_failed(messages: tuple[wire.Message, ...]) -> None:
     """Any other message at the start is `SandboxFailed`."""

@@ -197,9 +197,7 @@ class Pool:
         finally:
             self._release(lease.slot)
 
-    async def _take(
-        self, key: str, environment: Environment, fresh: bool, ticket: Ticket
-    ) -> Lease:
+    async def _take(self, key: str, environment: Environment, fresh: bool, ticket: Ticket) -> Lease:
         """An idle sandbox or a new one; while that is made, the ticket wants next to nothing."""
         while True:
             if self._why_none:
