@@ -151,7 +151,8 @@ def processes_of(folder: Path) -> set[str]:
     One may stay: an agent's warm interpreter, from which snippets are forked.
     """
     mark = f"HOSTILE_HOUSE={folder}".encode()
-    found, interpreters = set(), set()
+    found: set[str] = set()
+    interpreters: set[str] = set()
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if mark in (process / "environ").read_bytes():
