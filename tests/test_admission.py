@@ -53,14 +53,18 @@ class TellingSandbox(FakeSandbox):
 
 async def peak(backend: Telling, *, size: int, cores: int | None, times: int = 40) -> int:
     async with Pool(backend, size, cores=cores) as pool, anyio.create_task_group() as tasks:
+        waited = 0
 
         async def borrow() -> None:
             async with pool.lend(ENVIRONMENT) as lease:
                 await lease.sandbox.run(JOB, lease.tell)
+                nonlocal waited
+                waited = max(waited, pool.statistics().waiting)
 
         for _ in range(times):
             tasks.start_soon(borrow)
     assert backend.statistics().runs == times
+    assert (waited > 0) == (backend.statistics().peak_running < size)
     return backend.statistics().peak_running
 
 

@@ -28,6 +28,7 @@ class Statistics(msgspec.Struct, frozen=True):
     refilling: int
     opened: int  # ever
     opening: int = 0  # at this moment, of those that are lent or refilled
+    waiting: int = 0  # borrowers, for the CPUs to have time
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -59,6 +60,7 @@ class Pool:
         self._free = list(range(size + spares - 1, -1, -1))  # slot numbers, the lowest last
         self._idle: list[_Idle] = []  # least recently used first
         self._admission = Admission(cores)
+        self._waiting = 0
         self._lent = 0
         self._ordinary = 0  # borrowers that don't want to be alone, waiting ones included
         self._refilling = 0
@@ -75,7 +77,14 @@ class Pool:
         return f"<Pool of {self.size} {self._backend.name}: {self.statistics()}>"
 
     def statistics(self) -> Statistics:
-        return Statistics(self._lent, len(self._idle), self._refilling, self._opened, self._opening)
+        return Statistics(
+            lent=self._lent,
+            idle=len(self._idle),
+            refilling=self._refilling,
+            opened=self._opened,
+            opening=self._opening,
+            waiting=self._waiting,
+        )
 
     async def __aenter__(self) -> Self:
         self._tasks = anyio.create_task_group()
@@ -173,9 +182,13 @@ class Pool:
             self._admission.leave(ticket)
 
     async def _wait_for_room(self, ticket: Ticket | None = None) -> None:
-        while not self._admission.has_room(ticket):
-            changed = self._changed
-            await changed.wait()
+        self._waiting += 1
+        try:
+            while not self._admission.has_room(ticket):
+                changed = self._changed
+                await changed.wait()
+        finally:
+            self._waiting -= 1
 
     def _tell(self, ticket: Ticket, cpus: float) -> None:
         """How many CPUs the ticket's snippet could use now."""

@@ -25,7 +25,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     open_files: int = 65536
     output_bytes: int = 64 * 1024  # kept of stdout and of stderr: half its head, half its tail
     clock: Clock = "fair"
-    wall_cap_factor: float = 100.0  # a snippet that isn't done after so many limits is given up
+    wall_cap_factor: float = 30.0  # a snippet that isn't done after so many limits is given up
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
