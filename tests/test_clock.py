@@ -1,8 +1,11 @@
 """The fair clock's rule: what was stolen from a program, from what was seen of it."""
 
+import random
+import statistics
+
 import pytest
 
-from mlbench_exec.agent.clock import FairClock, reachable
+from mlbench_exec.agent.clock import FairClock, Sampled, reachable
 
 
 def run_clock(
@@ -148,3 +151,46 @@ def test_threads_reach_the_cpus_that_they_are_pinned_to(
 ) -> None:
     """Threads that share one core on purpose wait for each other, not for somebody else."""
     assert reachable([frozenset(mask) for mask in masks], cpus) == expected
+
+
+@pytest.mark.parametrize(
+    ("ready_ends", "least", "most"),
+    [
+        ([2] * 100, 0.0, 0.0),
+        ([0, 0, 1, 2, 2, 2, 1, 0], 0.004, 0.01),
+        ([0, 1, 2, 1] * 25, 0.04, 0.06),
+    ],
+    ids=["steady", "slow", "like coins"],
+)
+def test_what_is_sampled_says_how_far_off_it_is(
+    ready_ends: list[int], least: float, most: float
+) -> None:
+    """Ends like coins are far off, a change now and then is not, and steadiness not at all."""
+    sampled = Sampled()
+    for count in ready_ends:
+        sampled.add(0.01, count)
+    assert least <= sampled.deviation_s <= most
+
+
+def test_a_sampled_time_is_within_its_deviation() -> None:
+    """Looks at a program that turns on and off at random, against the time that it was on."""
+    chance = random.Random(7)
+    off = []
+    for mean_s in (0.002, 0.01, 0.05):
+        for _ in range(60):
+            sampled, estimate, truth, is_on, now, change = Sampled(), 0.0, 0.0, True, 0.0, 0.0
+            was_on = True
+            while now < 1.0:
+                end = now + 0.01
+                while change < end:
+                    truth += is_on * (change - now)
+                    now, is_on = change, not is_on
+                    change += chance.expovariate(1 / mean_s)
+                truth += is_on * (end - now)
+                now = end
+                estimate += 0.01 * (was_on + is_on) / 2
+                sampled.add(0.01, was_on + is_on)
+                was_on = is_on
+            off.append(abs(estimate - truth) / max(sampled.deviation_s, 1e-9))
+    assert sum(one > 2 for one in off) / len(off) < 0.1
+    assert statistics.median(off) > 0.3  # nor is it much too careful

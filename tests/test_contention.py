@@ -41,7 +41,7 @@ async def test_what_found_the_machine_too_busy_is_judged_again_alone() -> None:
         beside.append(backend.statistics().running)
         return observation()
 
-    backend = FakeBackend(script, delay_s=0.002)
+    backend = FakeBackend(script, delay_s=0.01)
     settings = Settings(concurrency=4)
     rows = [
         {"github_id": 1, "id": number, "output": [f"heavy {number}", "light", "light"]}

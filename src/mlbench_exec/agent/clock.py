@@ -31,7 +31,7 @@ class FairClock:
         self._stolen_s = 0.0
         self._needed_s = 0.0  # for what it ran, if nobody else had been there
         self._floor_s = 0.0  # no program needs less than its CPU time on all its CPUs
-        self._variance = 0.0
+        self._sampled = Sampled()
         self._unknown_s = 0.0
         self._single_s = math.inf  # since when there is one thread only
 
@@ -69,8 +69,7 @@ class FairClock:
         else:
             active = dt * len(threads) / 2
             stolen = active - used / speed
-            if len(threads) == 1:
-                self._variance += dt * dt / 2
+            self._sampled.add(dt, len(threads))
             if used_s is None:  # all that is missing may be CPU time
                 seen = delayed_s / parallel
                 self._unknown_s += max(0.0, stolen - seen)
@@ -95,7 +94,36 @@ class FairClock:
     def uncertain_s(self) -> float:
         """What `stalled_s` may be wrong by; next to nothing where nobody else wanted to run."""
         slack = min(SLACK_S + SLACK * self._needed_s, self.stalled_s)
-        return slack + 2 * math.sqrt(self._variance) + self._unknown_s
+        return slack + 2 * self._sampled.deviation_s + self._unknown_s
+
+
+class Sampled:
+    """How far off the time is that was taken from the two ends of intervals.
+
+    Where the ends say as little of each other as coins, an interval with one of them ready was
+    active for all of it or for nothing, which is dt / sqrt(2) off. Where what happens is slower
+    than that, a change came once, at any moment: dt / sqrt(12).
+    """
+
+    def __init__(self) -> None:
+        self._ends = [0, 0, 0]  # intervals with none, one or both of them ready
+        self._changing = 0.0  # sum of dt² where one was
+
+    def add(self, dt: float, ready_ends: int) -> None:
+        self._ends[ready_ends] += 1
+        if ready_ends == 1:
+            self._changing += dt * dt
+
+    @property
+    def deviation_s(self) -> float:
+        """The standard deviation of the sum."""
+        count = sum(self._ends)
+        if not count:
+            return 0.0
+        share = (self._ends[1] / 2 + self._ends[2]) / count
+        by_chance = 2 * share * (1 - share) * count  # changes, if the ends were coins
+        likeness = min(1.0, self._ends[1] / by_chance) if by_chance else 1.0
+        return math.sqrt(self._changing * (1 + 5 * likeness) / 12)
 
 
 def reachable(masks: list[frozenset[int]], cpus: float) -> float:

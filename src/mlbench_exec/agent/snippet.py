@@ -29,7 +29,7 @@ from mlbench_exec.agent.world import World
 TICK_S = 0.05
 FIRST_TICK_S = 0.01  # the sooner others hear that it sleeps, the sooner they start
 NEWS = 0.3  # CPUs: a change worth a word
-SHORT_TICK_S = 0.025  # where threads come and go on a busy machine
+SHORT_TICK_S = 0.01  # where threads come and go on a busy machine
 MARGIN = 1.25  # of the uncertainty: the last look may find that a little more was stolen
 OVERTIME = 0.5  # of the limit: how long an uncertain clock may ask for more
 FAR_OVER_BYTES = 1 << 30
