@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
@@ -62,10 +63,20 @@ def parse_arguments(value: object) -> dict[str, str]:
     Raises `ValueError` for anything that is not a dict.
     """
     if isinstance(value, str):
-        try:
-            value = ast.literal_eval(value)
-        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
-            raise ValueError(f"arguments are not a literal dict ({type(error).__name__})") from None
+        return dict(_parse_text(value))
+    return _as_texts(value)
+
+
+@lru_cache(maxsize=1024)  # many rows have the same
+def _parse_text(text: str) -> dict[str, str]:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
+        raise ValueError(f"arguments are not a literal dict ({type(error).__name__})") from None
+    return _as_texts(value)
+
+
+def _as_texts(value: object) -> dict[str, str]:
     if not isinstance(value, Mapping):
         raise ValueError(f"arguments are a {type(value).__name__}, not a dict")
     return {str(name): str(argument) for name, argument in value.items()}
