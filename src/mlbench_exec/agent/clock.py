@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 
-BUSY = 0.02  # below this share of waiting nobody is in the way
+BUSY = 0.05  # below this share of waiting nobody is in the way
 MEMORY_S = 0.3  # over which that share is averaged
 CROWDED = 0.3  # above it waits are longer than looks are apart
 SLACK_S = 0.05  # a tick: waits that are not over, times that are told late
