@@ -14,6 +14,7 @@ from mlbench_exec.errors import (
     EnvironmentUnusable,
     InputError,
     MLBenchExecError,
+    RunFolderBroken,
     RunFolderError,
     SandboxFailed,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "Observation",
     "Rejected",
     "Run",
+    "RunFolderBroken",
     "RunFolderError",
     "Sample",
     "SandboxFailed",

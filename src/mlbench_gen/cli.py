@@ -167,7 +167,7 @@ def prepare_command(
             jobs=jobs or len(os.sched_getaffinity(0)),
         )
         with Preparing(sys.stderr) as progress:
-            report = preparation.run(progress.tell)
+            report = preparation.run(progress.tell, progress.expect)
         for problem in report.problems.values():
             click.echo(problem, err=True)
         if report.without_context:
@@ -229,6 +229,8 @@ def generate_command(out: Path | None, output: str | None, **given: Any) -> int:
     not (DIR/failed.jsonl says why), 2 for bad usage, 130 when interrupted.
     """
     with Failures(PROGRAM):
+        if output and Path(given["dataset"]).exists() and _is_same_file(given["dataset"], output):
+            raise InputError(f"{output} is the dataset: give another file to -o")
         generation = Generation(given, given["dataset"], given["split"])
         folder = out or generation.default_folder() / "generation"
         failed = interruptible(lambda: generation.write(folder, output))

@@ -82,6 +82,11 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         help="A server that speaks chat completions. [default: OPENAI_BASE_URL, or OpenAI]",
     ),
     click.option(
+        "--api-version",
+        metavar="V",
+        help="For Azure's addresses with an api-version, 2024-10-21 for instance.",
+    ),
+    click.option(
         "--key-env",
         default=DEFAULT_KEY,
         show_default=True,
@@ -177,6 +182,7 @@ def sampling_from(given: Mapping[str, Any]) -> Sampling:
 def service_from(given: Mapping[str, Any]) -> Service:
     return Service(
         base_url=given["base_url"],
+        api_version=given["api_version"],
         key_env=given["key_env"],
         stream=given["stream"],
         one_at_a_time=given["one_at_a_time"],
@@ -195,6 +201,8 @@ def _param(text: str) -> tuple[str, Any]:
         raise InputError(f"--param {text!r}: write NAME=JSON, top_k=50 for instance")
     if name in ("messages", "n", "stream", "model"):
         raise InputError(f"--param {name}: has an option of its own")
+    if value in ("NaN", "Infinity", "-Infinity"):  # Python reads them; no server takes them
+        raise InputError(f"--param {text}: is no JSON")
     try:
         return name, json.loads(value)
     except ValueError:
