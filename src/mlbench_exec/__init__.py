@@ -18,6 +18,7 @@ from mlbench_exec.errors import (
     RunFolderError,
     SandboxFailed,
 )
+from mlbench_exec.handover import Handover
 from mlbench_exec.report import Run, load_run
 from mlbench_exec.run import Evaluation
 from mlbench_exec.samples import Sample
@@ -35,6 +36,7 @@ __all__ = [
     "EnvironmentUnusable",
     "Environments",
     "Evaluation",
+    "Handover",
     "InputError",
     "Limits",
     "MLBenchExecError",

@@ -5,19 +5,18 @@ Where ML-Bench's scripts have a name for something, it works too.
 
 import json
 from collections.abc import Callable, Mapping
-from functools import reduce
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from mlbench_exec import InputError
+from mlbench_exec.options import flags
 from mlbench_gen.prompts import Template, load_template, template_of
 from mlbench_gen.settings import DEFAULT_KEY, Sampling, Service
 
 __all__ = ["generation_options", "sampling_from", "service_from", "task_from", "template_from"]
 
-C = TypeVar("C", bound=Callable[..., Any])
 README_TYPES = {"oracle_segment": 3, "readme": 1}
 
 _ABOVE_0 = click.FloatRange(min=0, min_open=True)
@@ -144,10 +143,8 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
 )
 
 
-def generation_options(command: C) -> C:
-    """A decorator: give a click command every flag that the functions below read."""
-    decorated: C = reduce(lambda inner, option: option(inner), reversed(_OPTIONS), command)
-    return decorated
+# Gives a command every flag that the functions below read.
+generation_options = flags(_OPTIONS)
 
 
 def task_from(given: Mapping[str, Any]) -> int:

@@ -239,10 +239,12 @@ async def test_a_reader_that_left_is_told(pipe: tuple[int, int]) -> None:
 
 @pytest.mark.slow
 def test_extras_are_loaded_by_what_needs_them_alone() -> None:
-    """Importing everything of mlbench_gen loads neither openai nor datasets nor numpy."""
+    """Importing everything of mlbench_gen loads neither openai nor datasets nor
+    rank-bm25, nor what these bring along."""
     code = (
         "import sys, mlbench_gen.cli, mlbench_gen.prepare, mlbench_gen.testing\n"
-        "print({'openai', 'pydantic_core', 'datasets', 'numpy'} & sys.modules.keys())"
+        "extras = {'openai', 'pydantic_core', 'jiter', 'datasets', 'numpy', 'rank_bm25'}\n"
+        "print(extras & sys.modules.keys())"
     )
     command = [sys.executable, "-c", code]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
