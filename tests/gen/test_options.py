@@ -33,7 +33,11 @@ def test_a_task_has_two_names() -> None:
 def test_ml_benchs_names_work_too(command: str, tmp_path: Path) -> None:
     """A command line in ML-Bench's words asks for the model, the whole README and the number of
     answers that it names, of the split that it names."""
-    row = {"instruction": "Do thing 3.", "readme_content": "the whole README", "arguments": "{}"}
+    row: dict[str, Any] = {
+        "instruction": "Do thing 3.",
+        "readme_content": "the whole README",
+        "arguments": "{}",
+    }
     row |= {"github_id": 1, "id": 3, "github": "a/b", "path": "./", "type": "Python Code"}
     rows = write_lines(tmp_path / "rows.jsonl", [row])
     words = ["--engine_name", "scripted-1", "--readme_type", "readme", "--n_turn", "3"]
