@@ -14,9 +14,11 @@ from mlbench_exec.errors import (
     EnvironmentUnusable,
     InputError,
     MLBenchExecError,
+    RunFolderBroken,
     RunFolderError,
     SandboxFailed,
 )
+from mlbench_exec.handover import Handover
 from mlbench_exec.report import Run, load_run
 from mlbench_exec.run import Evaluation
 from mlbench_exec.samples import Sample
@@ -34,6 +36,7 @@ __all__ = [
     "EnvironmentUnusable",
     "Environments",
     "Evaluation",
+    "Handover",
     "InputError",
     "Limits",
     "MLBenchExecError",
@@ -41,6 +44,7 @@ __all__ = [
     "Observation",
     "Rejected",
     "Run",
+    "RunFolderBroken",
     "RunFolderError",
     "Sample",
     "SandboxFailed",

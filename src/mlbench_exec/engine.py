@@ -31,6 +31,7 @@ from mlbench_exec.errors import (
     MLBenchExecError,
     SandboxFailed,
 )
+from mlbench_exec.handover import Handover
 from mlbench_exec.patience import Patience, pause_s
 from mlbench_exec.pool import SPARES, Pool, Statistics
 from mlbench_exec.samples import Key, Sample
@@ -496,7 +497,7 @@ def _look_for_weights(folder: Path) -> tuple[Manifest, frozenset[str]]:
     return manifest, frozenset(Store(folder).present(manifest))
 
 
-class VerdictStream:
+class VerdictStream(Handover[Outcome]):
     """The outcomes of one `Engine.stream` call, as completed. One consumer at a time.
 
     Iterating raises, bare, what `submissions` raised, after the outcomes that came before it; and
@@ -509,64 +510,25 @@ class VerdictStream:
         submissions: Iterable[object] | AsyncIterable[object],
         judged: Judged,
     ) -> None:
+        super().__init__(engine.size, "engine")
         self.rows: dict[Key, int] = {}  # every row read so far, with its number of outputs
         self._engine = engine
         self._submissions = submissions
         self._judged = judged
-        self._scope = anyio.CancelScope()
-        self._failure: Exception | None = None
-        self._ended = anyio.Event()
-        self._send: MemoryObjectSendStream[Outcome]
-        self._receive: MemoryObjectReceiveStream[Outcome]
-        size = engine.size
-        self._send, self._receive = anyio.create_memory_object_stream[Outcome](size)
-        self._workers = size
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Outcome:
-        try:
-            return await self._receive.receive()
-        except (anyio.EndOfStream, anyio.ClosedResourceError):
-            self.discard()
-            if self._failure is not None:
-                failure, self._failure = self._failure, None
-                raise failure from None
-            raise StopAsyncIteration from None
-
-    async def aclose(self) -> None:
-        """Stop early: nothing more is started, and what runs is ended."""
-        self._scope.cancel()
-        with anyio.CancelScope(shield=True):
-            await self._ended.wait()
-        self.discard()
 
     def discard(self) -> None:
         """Let go of what nobody will take any more."""
         self._engine.forget(self)
-        self._send.close()
-        self._receive.close()
+        super().discard()
 
-    async def drive(self) -> None:
-        """Run by the engine: read, plan, execute, hand over."""
-        was_left = True
-        try:
-            with self._scope:
-                send, receive = anyio.create_memory_object_stream[Chain](0)
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(self._feed_all, send)
-                    with receive:
-                        for _ in range(self._workers):
-                            tasks.start_soon(self._work, receive.clone())
-            was_left = False
-        except* Exception as group:  # noqa: BLE001 - handed to the consumer
-            self._failure = _first(group)
-        finally:
-            if was_left and self._failure is None:
-                self._failure = RuntimeError("the engine was left before the end of this stream")
-            self._send.close()
-            self._ended.set()
+    async def make(self) -> None:
+        """Read, plan, execute, hand over."""
+        send, receive = anyio.create_memory_object_stream[Chain](0)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._feed_all, send)
+            with receive:
+                for _ in range(self.size):
+                    tasks.start_soon(self._work, receive.clone())
 
     async def _feed_all(self, send: MemoryObjectSendStream[Chain]) -> None:
         """Where the submissions raise, what they gave before is judged still."""
@@ -620,12 +582,3 @@ def _rejected(row: Rejected) -> Unjudged:
     return Unjudged(
         reason=row.reason, kind="input", github_id=row.github_id, id=row.id, place=row.place
     )
-
-
-def _first(group: BaseExceptionGroup[Exception]) -> Exception:
-    """The first plain exception of a group: what the consumer is told."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, Exception)
-    return error

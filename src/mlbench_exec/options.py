@@ -1,6 +1,6 @@
 """Options: the flags that say where and how outputs are judged, for every command that judges."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,18 +12,31 @@ from mlbench_exec.sandbox import Limits
 from mlbench_exec.settings import HUB_DATASET, Settings, parse_gpus, parse_mount, parse_size
 from mlbench_exec.weights import default_folder
 
-__all__ = ["engine_options", "settings_from", "with_limits"]
+__all__ = ["dataset_option", "engine_options", "flags", "settings_from", "with_limits"]
 
 C = TypeVar("C", bound=Callable[..., Any])
+Option = Callable[[Any], Any]
 
-_OPTIONS: tuple[Callable[[Any], Any], ...] = (
-    click.option(
-        "--dataset",
-        default=HUB_DATASET,
-        show_default=True,
-        metavar="D",
-        help="JSONL or Parquet file, save_to_disk folder, or Hub id.",
-    ),
+
+def flags(options: Sequence[Option]) -> Callable[[C], C]:
+    """A decorator that gives a click command these options, in their order."""
+
+    def decorate(command: C) -> C:
+        decorated: C = reduce(lambda inner, option: option(inner), reversed(options), command)
+        return decorated
+
+    return decorate
+
+
+dataset_option: Option = click.option(
+    "--dataset",
+    default=HUB_DATASET,
+    show_default=True,
+    metavar="D",
+    help="JSONL or Parquet file, save_to_disk folder, or Hub id.",
+)
+_OPTIONS: tuple[Option, ...] = (
+    dataset_option,
     click.option("--split", default="full", show_default=True),
     click.option(
         "--environments",
@@ -110,10 +123,8 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
 )
 
 
-def engine_options(command: C) -> C:
-    """A decorator: give a click command every flag from which `settings_from` makes settings."""
-    decorated: C = reduce(lambda inner, option: option(inner), reversed(_OPTIONS), command)
-    return decorated
+# Gives a command every flag from which `settings_from` makes settings.
+engine_options = flags(_OPTIONS)
 
 
 def settings_from(given: Mapping[str, Any]) -> Settings:

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import click
 
-from mlbench_exec import InputError, Settings
+from mlbench_exec import InputError
 from mlbench_exec.command import (
     BAD_INPUT,
     INCOMPLETE,
@@ -20,7 +20,7 @@ from mlbench_exec.command import (
     conclude,
     interruptible,
 )
-from mlbench_exec.options import engine_options, settings_from
+from mlbench_exec.options import dataset_option, engine_options, settings_from
 from mlbench_gen.extraction import extract
 from mlbench_gen.generation import Generation
 from mlbench_gen.options import generation_options
@@ -29,7 +29,6 @@ from mlbench_gen.prepare.preparation import ESTIMATE, Options
 from mlbench_gen.progress import Preparing
 
 PROGRAM = "mlbench-gen"
-HUB_DATASET = Settings().dataset
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -100,7 +99,7 @@ def extract_command(answers: str, outputs: str) -> int:
     metavar="FOLDER",
     help="The dataset folder to make, for --dataset.",
 )
-@click.option("--dataset", default=HUB_DATASET, show_default=True, metavar="D")
+@dataset_option
 @click.option(
     "--split",
     "splits",
@@ -167,7 +166,7 @@ def prepare_command(
             jobs=jobs or len(os.sched_getaffinity(0)),
         )
         with Preparing(sys.stderr) as progress:
-            report = preparation.run(progress.tell)
+            report = preparation.run(progress.tell, progress.expect)
         for problem in report.problems.values():
             click.echo(problem, err=True)
         if report.without_context:
@@ -200,13 +199,7 @@ def parse_chars(text: str | None) -> int | None:
 
 @commands.command("generate")
 @generation_options
-@click.option(
-    "--dataset",
-    default=HUB_DATASET,
-    show_default=True,
-    metavar="D",
-    help="JSONL or Parquet file, save_to_disk folder, or Hub id.",
-)
+@dataset_option
 @click.option("--split", "--type", "split", default="full", show_default=True)
 @click.option(
     "--out",
@@ -229,6 +222,8 @@ def generate_command(out: Path | None, output: str | None, **given: Any) -> int:
     not (DIR/failed.jsonl says why), 2 for bad usage, 130 when interrupted.
     """
     with Failures(PROGRAM):
+        if output and Path(given["dataset"]).exists() and _is_same_file(given["dataset"], output):
+            raise InputError(f"{output} is the dataset: give another file to -o")
         generation = Generation(given, given["dataset"], given["split"])
         folder = out or generation.default_folder() / "generation"
         failed = interruptible(lambda: generation.write(folder, output))

@@ -16,7 +16,14 @@ import anyio.to_thread
 
 from mlbench_exec import InputError
 from mlbench_gen.errors import AskFailed, Passing, RowRefused, ServerRefused
-from mlbench_gen.replies import Collector, Reply, parse_completion
+from mlbench_gen.replies import (
+    LONGEST_REPLY_BYTES,
+    Answer,
+    Collector,
+    MalformedReply,
+    Reply,
+    parse_completion,
+)
 from mlbench_gen.settings import Sampling, Service
 
 if TYPE_CHECKING:
@@ -27,7 +34,8 @@ __all__ = ["ChatServer", "Message", "Server", "open_server"]
 Message = Mapping[str, str]  # {"role", "content"}
 
 _PASSING = {408, 409, 425, 429}
-_NEVER = {401, 402, 403, 404, 405}
+_ACCOUNT = {401, 402}
+_ADDRESS = {403, 404, 405}  # from a server that has answered before, they concern one prompt
 _OPTIONAL = ("n", "stream_options")  # what some servers don't take
 _SHOWN = 300
 
@@ -43,13 +51,18 @@ class Server(Protocol):
 @asynccontextmanager
 async def open_server(sampling: Sampling, service: Service) -> AsyncIterator["ChatServer"]:
     """Connect as the settings say. Raises `InputError` where the key or the extra is missing."""
-    key = service.key()
+    key, address = service.key(), service.address()
     module = await anyio.to_thread.run_sync(_import_openai)
-    client = module.AsyncOpenAI(
-        api_key=key,
-        base_url=service.base_url,
-        max_retries=0,  # ours are counted
-        timeout=service.timeout_s,
+    common: dict[str, Any] = {
+        "api_key": key,
+        "base_url": address,
+        "max_retries": 0,  # ours are counted
+        "timeout": service.timeout_s,
+    }
+    client = (
+        module.AsyncOpenAI(**common)
+        if service.api_version is None
+        else module.AsyncAzureOpenAI(**common, api_version=service.api_version)
     )
     try:
         yield ChatServer(module, client, sampling, service, secret=key)
@@ -76,6 +89,7 @@ class ChatServer:
         self._service = service
         self._secret = secret
         self._refused: set[str] = set()  # of _OPTIONAL
+        self._has_answered = False
 
     @property
     def base_url(self) -> str:
@@ -86,12 +100,14 @@ class ChatServer:
         while True:
             request = self._request(messages, count)
             try:
-                return await self._ask(request)
+                reply = await self._ask(request)
             except RowRefused as error:
-                learned = error.names & request.keys() - self._refused
-                if not learned:
+                if not error.names & request.keys():
                     raise
-                self._refused |= learned
+                self._refused |= error.names
+            else:
+                self._has_answered = True
+                return reply
 
     def _request(self, messages: Sequence[Message], count: int) -> dict[str, Any]:
         request = {**self._sampling.request(), "messages": list(messages)}
@@ -109,6 +125,8 @@ class ChatServer:
                     return await self._ask_streaming(request)
                 return await self._ask_whole(request)
         except openai.APIStatusError as error:
+            if error.status_code == 400 and error.code == "content_filter":
+                return _filtered(self._plain(_said(error)), request.get("n", 1))
             raise self._of_status(error) from None
         except (openai.APITimeoutError, TimeoutError):
             message = f"no whole reply within {self._service.timeout_s:g} s"
@@ -117,8 +135,8 @@ class ChatServer:
             why = error.__cause__ or error
             message = self._plain(f"the connection failed ({type(why).__name__}: {why})")
             raise Passing(message, cause="connection") from None
-        except (openai.APIError, ValueError, TypeError, AttributeError) as error:
-            # The last two are what the client makes of JSON of an unexpected form.
+        except (openai.APIError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            # The last three are what the client makes of JSON of an unexpected form.
             message = self._plain(f"the reply can't be used: {error}")
             raise Passing(message, cause="malformed") from None
         except AskFailed:
@@ -130,15 +148,21 @@ class ChatServer:
             raise Passing(message, cause="connection") from None
 
     async def _ask_whole(self, request: dict[str, Any]) -> Reply:
-        raw = await self._client.chat.completions.with_raw_response.create(**_named(request))
-        return parse_completion(json.loads(raw.http_response.content))
+        content = bytearray()
+        create = self._client.chat.completions.with_streaming_response.create
+        async with create(**_named(request)) as response:
+            async for piece in response.iter_bytes():
+                content += piece
+                if len(content) > LONGEST_REPLY_BYTES:
+                    raise MalformedReply("it is longer than any answer")
+        return parse_completion(json.loads(content))
 
     async def _ask_streaming(self, request: dict[str, Any]) -> Reply:
         collector = Collector()
         stream: Any = await self._client.chat.completions.create(**_named(request))
         async with stream:
             async for chunk in stream:
-                collector.add(chunk.to_dict())
+                collector.add(chunk.to_dict(warnings=False))
         return collector.finish()
 
     def _of_status(self, error: "openai.APIStatusError") -> AskFailed:
@@ -149,7 +173,7 @@ class ChatServer:
         if status in _PASSING or status >= 500:
             wait = _retry_after_s(error.response.headers)
             return Passing(message, cause=str(status), retry_after_s=wait)
-        if status in _NEVER:
+        if status in _ACCOUNT or (status in _ADDRESS and not self._has_answered):
             asked = f"model {self._sampling.model!r} at {self.base_url}"
             return ServerRefused(
                 f"the server refuses every request for {asked} ({message}): "
@@ -158,9 +182,19 @@ class ChatServer:
         return RowRefused(message, names=_complained(error.param, said))
 
     def _plain(self, text: str) -> str:
-        """Some servers repeat the key in their errors."""
-        shown = text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
-        return shown.replace(self._secret, "…") if len(self._secret) > 4 else shown
+        """A server's words, fit for a terminal: in one line, and without the key, which some
+        servers repeat in their errors."""
+        if len(self._secret) > 4:
+            text = text.replace(self._secret, "…")
+        words = " ".join(text.split())
+        shown = "".join(letter if letter.isprintable() else "?" for letter in words[: _SHOWN + 1])
+        return shown if len(shown) <= _SHOWN else shown[: _SHOWN - 1] + "…"
+
+
+def _filtered(said: str, count: int) -> Reply:
+    """What a filter in front of the model (Azure has one) amounts to: it refuses each answer."""
+    answer = Answer(text="", finish_reason="content_filter", refusal=said)
+    return Reply(answers=(answer,) * count)
 
 
 def _said(error: "openai.APIStatusError") -> str:

@@ -9,9 +9,9 @@ from typing import Self
 import anyio
 import anyio.to_thread
 from anyio.abc import TaskGroup
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from anyio.streams.memory import MemoryObjectReceiveStream
 
-from mlbench_exec import InputError, Rejected, RunFolderError, Submission
+from mlbench_exec import Handover, InputError, Rejected, RunFolderError, Submission
 from mlbench_gen.clients import Message, Server, open_server
 from mlbench_gen.errors import AskFailed, Passing, RowRefused, ServerRefused
 from mlbench_gen.extraction import extract
@@ -201,56 +201,19 @@ class Client:
         return prompt + count * (self.sampling.max_tokens or 0)
 
 
-class AnswerStream:
+class AnswerStream(Handover[Item]):
     """The answers of one `Client.generate` call, as completed. One consumer at a time."""
 
     def __init__(self, client: Client, rows: Iterable[Row]) -> None:
+        super().__init__(client.service.concurrency, "client")
         self.order: list[Key] = []  # every row read so far
         self._client = client
         self._rows = rows
-        self._scope = anyio.CancelScope()
-        self._failure: Exception | None = None
-        self._ended = anyio.Event()
-        self._workers = client.service.concurrency
-        self._send: MemoryObjectSendStream[Item]
-        self._receive: MemoryObjectReceiveStream[Item]
-        self._send, self._receive = anyio.create_memory_object_stream[Item](self._workers)
 
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Item:
-        try:
-            return await self._receive.receive()
-        except (anyio.EndOfStream, anyio.ClosedResourceError):
-            self._receive.close()
-            if self._failure is not None:
-                failure, self._failure = self._failure, None
-                raise failure from None
-            raise StopAsyncIteration from None
-
-    async def aclose(self) -> None:
-        """Stop early: nothing more is asked, and requests under way are dropped."""
-        self._scope.cancel()
-        with anyio.CancelScope(shield=True):
-            await self._ended.wait()
-        self._receive.close()
-
-    async def drive(self) -> None:
-        """Run by the client: what is there first, then what is missing."""
-        was_left = True
-        try:
-            with self._scope:
-                await self._send_known()
-                await self._ask_missing()
-            was_left = False
-        except* Exception as group:  # noqa: BLE001 - handed to the consumer
-            self._failure = _first(group)
-        finally:
-            if was_left and self._failure is None:
-                self._failure = RuntimeError("the client was left before the end of this stream")
-            self._send.close()
-            self._ended.set()
+    async def make(self) -> None:
+        """What is there first, then what is missing."""
+        await self._send_known()
+        await self._ask_missing()
 
     async def _send_known(self) -> None:
         """Rows of the record, after a look whether any was answered for another prompt."""
@@ -285,7 +248,7 @@ class AnswerStream:
         record = self._client.record
         send, receive = anyio.create_memory_object_stream[Row](0)
         async with anyio.create_task_group() as tasks:
-            for _ in range(self._workers):
+            for _ in range(self.size):
                 tasks.start_soon(self._work, receive.clone())
             receive.close()
             with send:
@@ -317,11 +280,3 @@ async def _in_thread(rows: Iterable[Row]) -> AsyncIterator[Row]:
 def _at_most(reply: Reply, count: int) -> Reply:
     """Servers may give more than they were asked for; the usage is theirs."""
     return Reply(answers=reply.answers[:count], usage=reply.usage, model=reply.model)
-
-
-def _first(group: BaseExceptionGroup[Exception]) -> Exception:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, Exception)
-    return error

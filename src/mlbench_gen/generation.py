@@ -10,7 +10,7 @@ from typing import Any
 import anyio.to_thread
 import msgspec
 
-from mlbench_exec import Evaluation, Settings, Submission
+from mlbench_exec import Evaluation, InputError, Settings, Submission
 from mlbench_exec.command import Outcome
 from mlbench_gen.generate import AnswerStream, Client
 from mlbench_gen.options import sampling_from, service_from, template_from
@@ -54,6 +54,9 @@ class Generation:
                 async for item in stream:
                     if to_stdout is not None and isinstance(item, Submission):
                         await to_stdout.write(output_line_of(item))
+            if not stream.order:
+                where = f"split {self.rows.split} of {self.rows.source}"
+                raise InputError(f"{where} holds no row that can be used: check its columns")
             await self._conclude(record, stream)
         return client.tally.failed
 

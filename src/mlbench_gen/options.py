@@ -5,19 +5,18 @@ Where ML-Bench's scripts have a name for something, it works too.
 
 import json
 from collections.abc import Callable, Mapping
-from functools import reduce
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from mlbench_exec import InputError
+from mlbench_exec.options import flags
 from mlbench_gen.prompts import Template, load_template, template_of
 from mlbench_gen.settings import DEFAULT_KEY, Sampling, Service
 
 __all__ = ["generation_options", "sampling_from", "service_from", "task_from", "template_from"]
 
-C = TypeVar("C", bound=Callable[..., Any])
 README_TYPES = {"oracle_segment": 3, "readme": 1}
 
 _ABOVE_0 = click.FloatRange(min=0, min_open=True)
@@ -82,6 +81,11 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         help="A server that speaks chat completions. [default: OPENAI_BASE_URL, or OpenAI]",
     ),
     click.option(
+        "--api-version",
+        metavar="V",
+        help="For Azure's addresses with an api-version, 2024-10-21 for instance.",
+    ),
+    click.option(
         "--key-env",
         default=DEFAULT_KEY,
         show_default=True,
@@ -139,10 +143,8 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
 )
 
 
-def generation_options(command: C) -> C:
-    """A decorator: give a click command every flag that the functions below read."""
-    decorated: C = reduce(lambda inner, option: option(inner), reversed(_OPTIONS), command)
-    return decorated
+# Gives a command every flag that the functions below read.
+generation_options = flags(_OPTIONS)
 
 
 def task_from(given: Mapping[str, Any]) -> int:
@@ -177,6 +179,7 @@ def sampling_from(given: Mapping[str, Any]) -> Sampling:
 def service_from(given: Mapping[str, Any]) -> Service:
     return Service(
         base_url=given["base_url"],
+        api_version=given["api_version"],
         key_env=given["key_env"],
         stream=given["stream"],
         one_at_a_time=given["one_at_a_time"],
@@ -195,6 +198,8 @@ def _param(text: str) -> tuple[str, Any]:
         raise InputError(f"--param {text!r}: write NAME=JSON, top_k=50 for instance")
     if name in ("messages", "n", "stream", "model"):
         raise InputError(f"--param {name}: has an option of its own")
+    if value in ("NaN", "Infinity", "-Infinity"):  # Python reads them; no server takes them
+        raise InputError(f"--param {text}: is no JSON")
     try:
         return name, json.loads(value)
     except ValueError:

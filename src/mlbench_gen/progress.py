@@ -1,7 +1,7 @@
 """Progress: a generation under way, on stderr, and its last words."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Self, TextIO
 
 import anyio
@@ -44,15 +44,23 @@ async def _bar(tally: Tally, stream: TextIO) -> None:
         TimeRemainingColumn(),
         TextColumn("{task.fields[words]}"),
     )
-    with Progress(*columns, console=Console(file=stream), auto_refresh=False) as progress:
+
+    def draw() -> None:
+        done, words = tally.done + tally.failed, [f"{tally.under_way} asked", *tally.details()]
+        progress.update(bar, completed=done, total=tally.rows, words="  ".join(words))
+        progress.refresh()
+
+    with (
+        suppress(OSError),  # the terminal has gone: nobody is left to be told
+        Progress(*columns, console=Console(file=stream), auto_refresh=False) as progress,
+    ):
         bar = progress.add_task("", total=None, words="")
-        while True:
-            words = [f"{tally.under_way} asked", *tally.details()]
-            progress.update(
-                bar, completed=tally.done + tally.failed, total=tally.rows, words="  ".join(words)
-            )
-            await anyio.to_thread.run_sync(progress.refresh)
-            await anyio.sleep(LIVE_EVERY_S)
+        try:
+            while True:
+                await anyio.to_thread.run_sync(draw)
+                await anyio.sleep(LIVE_EVERY_S)
+        finally:
+            draw()  # the last state stays
 
 
 async def _lines(tally: Tally, stream: TextIO) -> None:
@@ -62,8 +70,10 @@ async def _lines(tally: Tally, stream: TextIO) -> None:
 
 
 def print_line(text: str, stream: TextIO) -> None:
-    stream.write(text + "\n")
-    stream.flush()
+    """Write a line; nothing happens where nobody reads it any more."""
+    with suppress(OSError):
+        stream.write(text + "\n")
+        stream.flush()
 
 
 def last_words(tally: Tally) -> str:
@@ -73,6 +83,10 @@ def last_words(tally: Tally) -> str:
     if tally.retries:
         causes = ", ".join(f"{cause}: {count}" for cause, count in tally.retries.most_common())
         lines.append(f"{tally.requests} requests, of which failed and were repeated: {causes}")
+    if tally.uncounted:
+        lines.append(f"{tally.uncounted} replies came without usage: tokens are of the others")
+    if unknown := tally.without_price():
+        lines.append(f"no cost: the price file has no {', '.join(map(repr, unknown))}")
     return "\n".join(lines)
 
 
@@ -80,7 +94,7 @@ class Preparing:
     """A preparation under way: a bar on a terminal, and a line for each thing that is done."""
 
     def __init__(self, stream: TextIO) -> None:
-        columns = (BarColumn(), TextColumn("{task.completed} done"), TimeElapsedColumn())
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._progress = Progress(
             *columns, console=Console(file=stream), disable=not stream.isatty()
         )
@@ -93,6 +107,10 @@ class Preparing:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+
+    def expect(self, things: int) -> None:
+        """Say how many repositories and splits there are."""
+        self._progress.update(self._bar, total=things)
 
     def tell(self, name: str, what: str) -> None:
         """Say what became of a repository or split."""

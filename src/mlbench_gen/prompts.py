@@ -52,9 +52,13 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
         return hashlib.sha256(f"{self.task}\n{self.text}".encode()).hexdigest()[:32]
 
     def render(self, row: Row) -> list[Message]:
-        """The messages for one row. Raises `InputError` where the row lacks the task's context."""
+        """The messages for one row. Raises `InputError` where the row lacks the task's context.
+
+        Halves of surrogate pairs, which no server takes, become question marks.
+        """
         parts = {"instruction": row.instruction, "context": self._context(row)}
-        return [{"role": "user", "content": _FIELD.sub(lambda field: parts[field[1]], self.text)}]
+        text = _FIELD.sub(lambda field: parts[field[1]], self.text)
+        return [{"role": "user", "content": text.encode("utf-8", "replace").decode("utf-8")}]
 
     def _context(self, row: Row) -> str:
         column = COLUMNS.get(self.task)

@@ -10,24 +10,25 @@ manifest.json   what was asked; usage.json: tokens and cost
 import fcntl
 import json
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import anyio
 import anyio.to_thread
 
 from mlbench_exec import InputError, RunFolderError, Submission
 from mlbench_gen.extraction import extract
+from mlbench_gen.files import Appended, Line, explained, replace, whole_lines
 from mlbench_gen.replies import Answer, Reply, Usage
 from mlbench_gen.rows import Key
 from mlbench_gen.tally import Tally
 
 __all__ = ["Finished", "Record", "open_record", "output_line_of"]
 
-Line = dict[str, Any]
+LINES = ("answers", "partial", "failed")  # the files that are appended to, but for the outputs
 
 
 class Finished:
@@ -74,7 +75,7 @@ class Record:
         self._finished: dict[Key, Finished] = {}
         self._partial: dict[Key, list[Line]] = {}
         self._writing = anyio.Lock()
-        self._files: dict[str, BinaryIO] = {}
+        self._files: dict[str, Appended] = {}
         self._lock: int | None = None
 
     def __repr__(self) -> str:
@@ -84,20 +85,23 @@ class Record:
 
     def open(self, manifest: Mapping[str, Any], restart: bool) -> None:
         """See `open_record`."""
-        with _explained(self.folder):
+        with explained(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._check_outputs()
             self._claim()
             if restart:
-                for name in ("answers", "partial", "failed"):
+                for name in LINES:
                     (self.folder / f"{name}.jsonl").unlink(missing_ok=True)
                 (self.folder / "manifest.json").unlink(missing_ok=True)
             self._check(manifest)
             self._load()
             (self.folder / "failed.jsonl").unlink(missing_ok=True)
-            for name in ("answers", "partial", "failed"):
-                self._files[name] = (self.folder / f"{name}.jsonl").open("ab")
+            for name in LINES:
+                self._files[name] = Appended(self.folder / f"{name}.jsonl")
             self.write_outputs(list(self._finished))
-            self._files["outputs"] = self.outputs.open("ab")
+            self._files["outputs"] = Appended(self.outputs)
+            for key in [key for key in self._partial if not self.missing(key)]:
+                self._finish(key, self._partial[key])  # fewer samples are wanted than before
 
     def close(self) -> None:
         """Close the files; those that hold nothing go."""
@@ -112,19 +116,19 @@ class Record:
             os.close(self._lock)
             self._lock = None
 
-    def conclude(self, order: list[Key], prices: Mapping[str, Any] | None = None) -> None:
+    def conclude(self, order: list[Key]) -> None:
         """Put the outputs into the dataset's order, and write what it cost."""
-        with _explained(self.folder):
+        with explained(self.folder):
             self.write_outputs(order)
             if not self._partial:
-                os.truncate(self.folder / "partial.jsonl", 0)
-            content = json.dumps(self.tally.usage_report(prices or {}), indent=2) + "\n"
-            _replace(self.folder / "usage.json", iter([content.encode()]))
+                self._files["partial"].clear()
+            content = json.dumps(self.tally.usage_report(), indent=2) + "\n"
+            replace(self.folder / "usage.json", [content.encode()])
 
     def write_outputs(self, keys: list[Key]) -> None:
         """Write outputs.jsonl anew with the finished ones of these rows, whole or not at all."""
         rows = (output_line(*key, self.texts(key)) for key in keys if self.is_complete(key))
-        _replace(self.outputs, rows)
+        replace(self.outputs, rows)
 
     # What is there.
 
@@ -155,22 +159,28 @@ class Record:
     # What is new.
 
     async def add(self, key: Key, prompt: str, reply: Reply) -> None:
-        """Keep a reply: once this returns, its answers are on the disk."""
+        """Keep a reply, also when cancelled: its answers are on the disk in the end."""
         line = _line_of(key, prompt, reply)
         self.tally.replied(line)
-        async with self._writing:
-            if len(reply.answers) >= self.missing(key):
-                parts = [*self._partial.get(key, ()), line]
-                await anyio.to_thread.run_sync(self._finish, key, parts)
-            else:
-                await anyio.to_thread.run_sync(self._append, "partial", line)
-                self._partial.setdefault(key, []).append(line)
+        with anyio.CancelScope(shield=True):  # what has come is paid for
+            async with self._writing:
+                await anyio.to_thread.run_sync(self._add, key, line)
 
     async def fail(self, key: Key, reason: str) -> None:
         """Note why a row has no answers; the next run asks again."""
         line = {"github_id": key[0], "id": key[1], "reason": reason}
         async with self._writing:
             await anyio.to_thread.run_sync(self._append, "failed", line)
+
+    def _add(self, key: Key, line: Line) -> None:
+        missing = self.missing(key)
+        if len(line["answers"]) >= missing:
+            self._finish(key, [*self._partial.get(key, ()), line])
+            return
+        known = self._finished.get(key)
+        numbered = {**line, "finished_before": known.answers if known else 0}
+        self._append("partial", numbered)
+        self._partial.setdefault(key, []).append(line)
 
     def _finish(self, key: Key, parts: list[Line]) -> None:
         if key in self._finished:
@@ -179,27 +189,22 @@ class Record:
         offset = self._append("answers", line)
         self._finished[key] = Finished(offset, len(line["answers"]), line["prompt"])
         self._partial.pop(key, None)
-        file = self._files["outputs"]
-        with _explained(self.outputs):
-            file.write(output_line(*key, line["answers"][: self.samples]))
-            file.flush()
+        self._files["outputs"].append(output_line(*key, line["answers"][: self.samples]))
 
     def _append(self, name: str, line: Line) -> int:
-        """Append one line, durably; where it begins."""
-        file = self._files[name]
-        with _explained(self.folder):
-            start = file.tell()
-            try:
-                file.write(json.dumps(line).encode() + b"\n")
-                file.flush()
-            except OSError:
-                with suppress(OSError):
-                    file.truncate(start)
-                raise
-            os.fsync(file.fileno())
-        return start
+        """Append one line; where it begins."""
+        return self._files[name].append(json.dumps(line).encode() + b"\n", durably=True)
 
     # Reading.
+
+    def _check_outputs(self) -> None:
+        """What is replaced is a file, and none of those that answers are kept in."""
+        kept = [self.folder / f"{name}.jsonl" for name in LINES]
+        kept += [self.folder / name for name in ("manifest.json", "usage.json", "lock")]
+        if self.outputs.exists() and not self.outputs.is_file():
+            raise InputError(f"{self.outputs} is no file: give one to -o, or - for stdout")
+        if self.outputs.resolve() in [path.resolve() for path in kept]:
+            raise InputError(f"{self.outputs} is where answers are kept: give another file to -o")
 
     def _claim(self) -> None:
         self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -232,16 +237,19 @@ class Record:
                     "Take another --out, or --restart to ask everything anew"
                 )
         content = json.dumps({**manifest, "started_at": _now()}, indent=2) + "\n"
-        _replace(path, iter([content.encode()]))
+        replace(path, [content.encode()])
 
     def _load(self) -> None:
-        for line, offset in _whole_lines(self.folder / "answers.jsonl"):
+        for line, offset in whole_lines(self.folder / "answers.jsonl"):
             key = (line["github_id"], line["id"])
+            if key in self._finished:  # with more samples since: the later line holds them all
+                self.tally.had(self._line(key), times=-1)
             self._finished[key] = Finished(offset, len(line["answers"]), line["prompt"])
             self.tally.had(line)
-        for line, _ in _whole_lines(self.folder / "partial.jsonl"):
+        for line, _ in whole_lines(self.folder / "partial.jsonl"):
             key = (line["github_id"], line["id"])
-            if not self.is_complete(key):
+            known = self._finished.get(key)
+            if line.pop("finished_before", 0) == (known.answers if known else 0):
                 self._partial.setdefault(key, []).append(line)
                 self.tally.had(line)
         if not self._partial:
@@ -302,57 +310,5 @@ def _joined(parts: list[Line]) -> Line:
     }
 
 
-def _whole_lines(path: Path) -> Iterator[tuple[Line, int]]:
-    """Each whole line and where it begins. A torn last line is cut off: it is asked for again."""
-    if not path.exists():
-        return
-    start = 0
-    with path.open("rb+") as file:
-        for number, text in enumerate(iter(file.readline, b""), start=1):
-            if not text.endswith(b"\n"):
-                file.truncate(start)
-                return
-            try:
-                line = json.loads(text)
-                _ = line["github_id"], line["id"], line["prompt"], line["details"], line["requests"]
-                answers, usage = line["answers"], line["usage"]
-                if not isinstance(answers, list) or not (usage is None or len(usage) == 2):
-                    raise ValueError("answers or usage have another form")
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(
-                    f"{path}:{number}: not a line that mlbench-gen wrote ({error}): remove that "
-                    "line to have its row asked again, or use --restart"
-                ) from None
-            yield line, start
-            start += len(text)
-
-
-def _replace(path: Path, lines: Iterator[bytes]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("wb") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-class _explained:  # noqa: N801 - used as a verb
-    """Turns an `OSError` into a `RunFolderError` that says what to do."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, OSError):
-            raise RunFolderError(
-                f"can't write {error.filename or self._path}: {error.strerror or error}. What was "
-                "answered before is safe: make room or see to the rights, and the same command "
-                "goes on"
-            ) from error

@@ -5,9 +5,23 @@ from typing import Any, Literal
 
 import msgspec
 
-__all__ = ["Answer", "Collector", "Kind", "MalformedReply", "Reply", "Usage", "parse_completion"]
+__all__ = [
+    "LONGEST_REPLY_BYTES",
+    "Answer",
+    "Collector",
+    "Kind",
+    "MalformedReply",
+    "Reply",
+    "Usage",
+    "parse_completion",
+]
 
 Kind = Literal["answered", "truncated", "refused", "empty"]
+
+# Servers end an answer so when they fail in the middle of it.
+_BROKEN_OFF = {"abort", "error", "insufficient_system_resource"}
+LONGEST_REPLY_BYTES = 64 << 20
+_MOST_TOKENS = 1 << 40  # counts above are no counts
 
 
 class MalformedReply(ValueError):
@@ -56,13 +70,10 @@ def parse_completion(body: object) -> Reply:
     """Read the body of a reply that came in one piece. Raises `MalformedReply`."""
     content = _mapping(body, "the reply")
     _refuse_error(content)
-    choices = content.get("choices")
-    if not isinstance(choices, list) or not choices:
+    choices = _choices(content)
+    if not choices:
         raise MalformedReply("the reply holds no choices")
-    numbered = [
-        (_index(choice, place), _answer(choice))
-        for place, choice in enumerate(map(_choice, choices))
-    ]
+    numbered = [(_index(choice, place), _answer(choice)) for place, choice in enumerate(choices)]
     return Reply(
         answers=tuple(answer for _, answer in sorted(numbered, key=lambda pair: pair[0])),
         usage=_usage(content.get("usage")),
@@ -77,6 +88,7 @@ class Collector:
         self._texts: dict[int, list[str]] = {}
         self._refusals: dict[int, list[str]] = {}
         self._reasons: dict[int, str] = {}
+        self._length = 0
         self._usage: Usage | None = None
         self._model: str | None = None
 
@@ -86,12 +98,18 @@ class Collector:
         _refuse_error(content)
         self._usage = _usage(content.get("usage")) or self._usage
         self._model = _text(content.get("model")) or self._model
-        for choice in map(_choice, content.get("choices") or []):
+        for choice in _choices(content):
             index = _index(choice, 0)
             delta = _mapping(choice.get("delta") or {}, "a delta")
-            self._texts.setdefault(index, []).append(_content(delta.get("content")))
+            text = _content(delta.get("content"))
+            self._length += len(text)
+            if self._length > LONGEST_REPLY_BYTES:
+                raise MalformedReply("the stream is longer than any answer")
+            if text and index in self._reasons:
+                raise MalformedReply("the stream mixes answers: one went on after its end")
+            self._texts.setdefault(index, []).append(text)
             self._refusals.setdefault(index, []).append(_text(delta.get("refusal")) or "")
-            if reason := _text(choice.get("finish_reason")):
+            if reason := _reason(choice):
                 self._reasons[index] = reason
 
     def finish(self) -> Reply:
@@ -115,7 +133,7 @@ def _answer(choice: Mapping[str, Any]) -> Answer:
     message = _mapping(choice.get("message"), "a message")
     return Answer(
         text=_content(message.get("content")),
-        finish_reason=_text(choice.get("finish_reason")),
+        finish_reason=_reason(choice),
         refusal=_text(message.get("refusal")) or None,
     )
 
@@ -147,8 +165,18 @@ def _mapping(value: object, what: str) -> Mapping[str, Any]:
     return value
 
 
-def _choice(value: object) -> Mapping[str, Any]:
-    return _mapping(value, "a choice")
+def _choices(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    choices = content.get("choices") or []
+    if not isinstance(choices, list):
+        raise MalformedReply(f"choices are a {type(choices).__name__}, not a list")
+    return [_mapping(choice, "a choice") for choice in choices]
+
+
+def _reason(choice: Mapping[str, Any]) -> str | None:
+    reason = _text(choice.get("finish_reason"))
+    if reason in _BROKEN_OFF:
+        raise MalformedReply(f"the server broke an answer off (finish_reason {reason})")
+    return reason
 
 
 def _index(choice: Mapping[str, Any], default: int) -> int:
@@ -166,6 +194,6 @@ def _usage(value: object) -> Usage | None:
     counts = {
         name: count
         for name in ("prompt_tokens", "completion_tokens")
-        if type(count := value.get(name)) is int and count >= 0
+        if type(count := value.get(name)) is int and 0 <= count < _MOST_TOKENS
     }
     return Usage(**counts) if counts else None

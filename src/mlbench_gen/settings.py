@@ -13,6 +13,7 @@ from mlbench_exec import InputError
 __all__ = ["DEFAULT_KEY", "Sampling", "Service"]
 
 DEFAULT_KEY = "OPENAI_API_KEY"
+BASE_URL = "OPENAI_BASE_URL"
 NO_KEY = "none"  # what servers get that ask for no key
 
 
@@ -47,6 +48,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     """How the server is reached. The key itself is never a setting: it stays in the environment."""
 
     base_url: str | None = None  # None: OPENAI_BASE_URL, else OpenAI's own
+    api_version: str | None = None  # Azure's; None for a server that goes without
     key_env: str = DEFAULT_KEY
     stream: bool = False
     one_at_a_time: bool = False  # never ask for several answers in one request
@@ -66,13 +68,31 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
             if value is not None and not (0 < value < math.inf):
                 raise InputError(f"{name} {value}: give a number above 0, or leave it out")
         if self.base_url is not None:
-            _check_url(self.base_url)
+            _check_url(self.base_url, "--base-url")
+
+    def address(self, environ: Mapping[str, str] = os.environ) -> str | None:
+        """The base URL; None is OpenAI's own. Raises `InputError`.
+
+        With an `api_version`, where only a host is named, it gets the path that Azure has.
+        """
+        url = self.base_url
+        if url is None and (url := environ.get(BASE_URL) or None):
+            _check_url(url, BASE_URL)
+        if self.api_version is None:
+            return url
+        if url is None:
+            raise InputError("--api-version needs --base-url https://RESOURCE.openai.azure.com")
+        return url if urlsplit(url).path.strip("/") else f"{url.rstrip('/')}/openai"
 
     def key(self, environ: Mapping[str, str] = os.environ) -> str:
         """The key. Raises `InputError` where there is none, and the server is not one's own."""
         if key := environ.get(self.key_env, "").strip():
+            if not (key.isascii() and key.isprintable()):
+                raise InputError(
+                    f"{self.key_env} holds characters that no key has: export the key itself"
+                )
             return key
-        if self.key_env == DEFAULT_KEY and (self.base_url or environ.get("OPENAI_BASE_URL")):
+        if self.key_env == DEFAULT_KEY and (self.base_url or environ.get(BASE_URL)):
             return NO_KEY
         raise InputError(
             f"the environment has no {self.key_env}: export {self.key_env}=… first, "
@@ -80,13 +100,19 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def _check_url(url: str) -> None:
+def _check_url(url: str, name: str) -> None:
+    """Addresses are shown and kept, so nothing secret may stand in them."""
     try:
         parts = urlsplit(url)
         has_secret = parts.username is not None or parts.password is not None
     except ValueError as error:
-        raise InputError(f"--base-url {url!r}: {error}") from None
+        raise InputError(f"{name} {url!r}: {error}") from None
     if has_secret:
-        raise InputError("--base-url holds a user name or password: keys belong into --key-env")
+        raise InputError(f"{name} holds a user name or password: keys belong into --key-env")
+    if parts.query or parts.fragment:
+        raise InputError(
+            f"{name} holds a query: leave out what follows the path; Azure's api-version is given "
+            "by --api-version, and keys belong into --key-env"
+        )
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise InputError(f"--base-url {url!r}: write http(s)://host/v1")
+        raise InputError(f"{name} {url!r}: write http(s)://host/v1")

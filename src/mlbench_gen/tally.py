@@ -1,5 +1,6 @@
 """Tally: what a generation has asked, got and cost, for the progress line and the last words."""
 
+import math
 import time
 import tomllib
 from collections import Counter
@@ -22,6 +23,14 @@ class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     input: float
     output: float
 
+    def __post_init__(self) -> None:
+        if not (0 <= self.input < math.inf and 0 <= self.output < math.inf):
+            raise ValueError("a price is a number from 0 upward")
+
+    def of(self, asked: int, written: int) -> float:
+        """What so many tokens of prompts and answers cost."""
+        return (asked * self.input + written * self.output) / MILLION
+
 
 def load_prices(path: Path) -> dict[str, Price]:
     """Prices by model, from a TOML file of `["model"] input = …, output = …`.
@@ -29,12 +38,24 @@ def load_prices(path: Path) -> dict[str, Price]:
     Raises `InputError`.
     """
     try:
-        return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), dict[str, Price])
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise InputError(
-            f'{path}: is no price file ({error}): write tables like ["model"] with input and '
-            "output, in money for a million tokens"
-        ) from None
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise _no_prices(path, str(error)) from None
+    return {model: _price(path, model, table) for model, table in tables.items()}
+
+
+def _price(path: Path, model: str, table: object) -> Price:
+    try:
+        return msgspec.convert(table, Price)
+    except msgspec.ValidationError as error:
+        raise _no_prices(path, f"[{model}]: {error}") from None
+
+
+def _no_prices(path: Path, why: str) -> InputError:
+    return InputError(
+        f'{path}: is no price file ({why}): write tables like ["model"], the name in quotes, with '
+        "input and output, in money for a million tokens"
+    )
 
 
 class Tally:
@@ -49,17 +70,20 @@ class Tally:
         self.retries: Counter[str] = Counter()  # by cause
         self.kinds: Counter[str] = Counter()  # of answers, earlier runs' included
         self.prices: Mapping[str, Price] = {}
+        self.uncounted = 0  # replies for which the server told no tokens, earlier runs' included
         self._tokens: dict[str, list[int]] = {}
         self._written = 0  # tokens that this run got
         self._clock = clock
         self._started = clock()
 
-    def had(self, line: Mapping[str, Any]) -> None:
-        """Count a line of an earlier run."""
-        self.kinds.update(detail["kind"] for detail in line["details"])
+    def had(self, line: Mapping[str, Any], *, times: int = 1) -> None:
+        """Count a line of an earlier run; -1 times takes it out again."""
+        for detail in line["details"]:
+            self.kinds[detail["kind"]] += times
         tokens = self._tokens.setdefault(line["model"] or "unknown", [0, 0])
+        self.uncounted += times * (line["usage"] is None)
         for place, count in enumerate(line["usage"] or (0, 0)):
-            tokens[place] += count
+            tokens[place] += times * count
 
     def replied(self, line: Mapping[str, Any]) -> None:
         """Count a reply of this run."""
@@ -70,10 +94,11 @@ class Tally:
         """What the tokens cost; None without a price for one of the models."""
         if not self._tokens or not all(model in self.prices for model in self._tokens):
             return None
-        return sum(
-            (tokens[0] * self.prices[model].input + tokens[1] * self.prices[model].output) / MILLION
-            for model, tokens in self._tokens.items()
-        )
+        return sum(self.prices[model].of(*tokens) for model, tokens in self._tokens.items())
+
+    def without_price(self) -> list[str]:
+        """Models that the price file, where one was given, doesn't name."""
+        return sorted(self._tokens.keys() - self.prices.keys()) if self.prices else []
 
     def tokens_per_s(self) -> float | None:
         """Tokens that models wrote in this run, by the second; None in its first second."""
@@ -102,15 +127,19 @@ class Tally:
             parts.append(f"failed {self.failed}")
         return parts
 
-    def usage_report(self, prices: Mapping[str, Price]) -> dict[str, Any]:
+    def usage_report(self) -> dict[str, Any]:
         """The content of usage.json: over all runs into the folder."""
-        self.prices = prices or self.prices
         models: dict[str, Any] = {}
-        for model, (asked, written) in sorted(self._tokens.items()):
+        for model, tokens in sorted(self._tokens.items()):
             price = self.prices.get(model)
             models[model] = {
-                "prompt_tokens": asked,
-                "completion_tokens": written,
-                "cost": price and (asked * price.input + written * price.output) / MILLION,
+                "prompt_tokens": tokens[0],
+                "completion_tokens": tokens[1],
+                "cost": price and price.of(*tokens),
             }
-        return {"models": models, "answers": dict(self.kinds), "cost": self.cost()}
+        return {
+            "models": models,
+            "replies_without_usage": self.uncounted,
+            "answers": dict(+self.kinds),
+            "cost": self.cost(),
+        }

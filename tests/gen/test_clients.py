@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 
 import pytest
 
 from gen.asking import KEY, first_fails, generated, good, lines, outputs, rows
 from mlbench_exec import InputError, Rejected
+from mlbench_gen.pacing import LONGEST_HOLD_S, Pacer, backoff_s
 from mlbench_gen.testing import Asked, Cut, Fault, Good, Hang, ModelServer, Raw, Response
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio]
@@ -17,6 +19,25 @@ WHOLE = Good(texts=["never whole" * 20])
 @pytest.fixture(autouse=True)
 def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_KEY", KEY)
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Pauses between attempts are noted instead of made."""
+    pauses: list[float] = []
+    hold = Pacer.hold
+
+    def noted(failed: int, first_s: float, retry_after_s: float | None) -> float:
+        pauses.append(backoff_s(failed, first_s, retry_after_s))
+        return 0.0
+
+    def held(self: Pacer, seconds: float) -> None:
+        pauses.append(min(seconds, LONGEST_HOLD_S))
+        hold(self, 0.0)
+
+    monkeypatch.setattr("mlbench_gen.generate.backoff_s", noted)
+    monkeypatch.setattr(Pacer, "hold", held)
+    return pauses
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -48,8 +69,11 @@ async def test_answers_arrive_whole(stream: bool) -> None:
         Raw(body=b'{"error": {"message": "overloaded"}}'),
         Raw(body=b"<html>busy</html>", content_type="text/html"),
         Raw(body=b"\xff\xfe"),
+        Raw(body=b"[" * 100_000),
+        Raw(body=b'{"choices": 5}'),
+        Good(texts=["half of it"], finish_reason="insufficient_system_resource"),
     ],
-    ids=repr,
+    ids=lambda fault: repr(fault)[:60],
 )
 async def test_passing_failures_are_repeated(fault: Response, stream: bool) -> None:
     """Limits, faults, cut connections and malformed replies cost an attempt, not the row."""
@@ -104,8 +128,9 @@ async def test_servers_that_give_one_answer_are_asked_one_by_one(stream: bool) -
     assert [asked.count for asked in server.log] == [3, 1, 1, 1, 1, 1]
 
 
+@pytest.mark.parametrize("concurrency", [1, 8])
 @pytest.mark.parametrize("name", ["n", "stream_options"])
-async def test_parameters_that_a_server_refuses_are_left_out(name: str) -> None:
+async def test_parameters_that_a_server_refuses_are_left_out(name: str, concurrency: int) -> None:
     """A 400 about an optional parameter is no failure: the request goes again without it."""
 
     def script(asked: Asked) -> Response:
@@ -114,9 +139,11 @@ async def test_parameters_that_a_server_refuses_are_left_out(name: str) -> None:
         return good(asked)
 
     with ModelServer(script) as server:
-        items = await generated(server, rows(3), stream=name == "stream_options", concurrency=1)
-    assert len(outputs(items)) == 3
-    assert sum(name in asked.body for asked in server.log) == 1
+        items = await generated(
+            server, rows(9), stream=name == "stream_options", concurrency=concurrency
+        )
+    assert len(outputs(items)) == 9
+    assert 1 <= sum(name in asked.body for asked in server.log) <= concurrency
 
 
 async def test_other_refusals_cost_their_row_alone(tmp_path: object) -> None:
@@ -189,3 +216,76 @@ async def test_attempts_come_to_an_end(tmp_path_factory: pytest.TempPathFactory)
     assert "3 attempts failed; the last: status 502: bad gateway" in item.reason
     [failed] = lines(folder / "failed.jsonl")
     assert (failed["id"], "502" in failed["reason"]) == (0, True)
+
+
+@pytest.mark.parametrize("status", [403, 404])
+async def test_what_a_server_that_answers_refuses_is_one_row(status: int) -> None:
+    """From a server that has answered others, a status that speaks of addresses or of rights
+    costs its row alone."""
+
+    def script(asked: Asked) -> Response:
+        return (
+            Fault(status=status, message="flagged") if "thing 2." in asked.prompt else good(asked)
+        )
+
+    with ModelServer(script) as server:
+        items = await generated(server, rows(5), concurrency=1)
+    [refused] = [item for item in items if isinstance(item, Rejected)]
+    assert (refused.id, "flagged" in refused.reason, len(items)) == (2, True, 5)
+
+
+async def test_a_filter_in_front_of_the_model_refuses(tmp_path: Path) -> None:
+    """A prompt that a content filter stops, as Azure's does, is a refusal like any other: kept
+    as one, judged, and not asked again."""
+    stopped = Fault(status=400, code="content_filter", message="The prompt was filtered.")
+    with ModelServer(lambda asked: stopped) as server:
+        for _ in range(2):
+            items = await generated(server, rows(1), folder=tmp_path)
+            assert outputs(items) == {0: ("", "")}
+    assert len(server.log) == 1
+    [line] = lines(tmp_path / "answers.jsonl")
+    refusal = {"kind": "refused", "finish_reason": "content_filter"}
+    assert line["details"] == [{**refusal, "refusal": "The prompt was filtered."}] * 2
+
+
+async def test_azure_is_asked_as_azure_wants_it() -> None:
+    """With an API version, the deployment stands in the path and the key in a header of its own."""
+    with ModelServer(good) as server:
+        resource = server.url.removesuffix("/v1")
+        for address in (resource, f"{resource}/", f"{resource}/openai"):
+            items = await generated(server, rows(1), base_url=address, api_version="2024-10-21")
+            assert outputs(items) == {0: ("print(0)",) * 2}
+    expected = "/openai/deployments/scripted-1/chat/completions?api-version=2024-10-21"
+    assert {asked.path for asked in server.log} == {expected}
+    assert {asked.headers.get("api-key") for asked in server.log} == {KEY}
+
+
+async def test_a_servers_words_are_fit_for_a_terminal() -> None:
+    """Of an error only the beginning is shown, in one line, without control characters, and
+    without the key, also where it is cut in the midst of it."""
+    page = "\x1b[2J<html>\n" + "busy " * 56 + KEY
+    with ModelServer(lambda asked: Fault(status=502, message=page)) as server:
+        [item] = await generated(server, rows(1), attempts=1)
+    assert isinstance(item, Rejected)
+    assert item.reason.isprintable()
+    assert KEY[:6] not in item.reason
+    assert len(item.reason) < 400
+
+
+async def test_a_reply_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is longer than any answer isn't read to its end."""
+    monkeypatch.setattr("mlbench_gen.replies.LONGEST_REPLY_BYTES", 2000)
+    monkeypatch.setattr("mlbench_gen.clients.LONGEST_REPLY_BYTES", 2000)
+    for stream in (False, True):
+        with ModelServer(first_fails(Good(texts=["x" * 3000]))) as server:
+            items = await generated(server, rows(1), samples=1, stream=stream)
+        assert outputs(items) == {0: ("print(0)",)}
+
+
+@pytest.mark.parametrize("wait", ["-5", "soon", "nan", "Tue, 99 Foo 2020 00:00:00 GMT", "9" * 400])
+async def test_a_senseless_retry_after_is_no_obstacle(wait: str, no_waiting: list[float]) -> None:
+    """Whatever a server puts there, the request goes again, within ten minutes."""
+    with ModelServer(first_fails(Fault(status=429, headers={"Retry-After": wait}))) as server:
+        items = await generated(server, rows(1))
+    assert len(outputs(items)) == 1
+    assert all(seconds <= 660 for seconds in no_waiting)

@@ -5,15 +5,20 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from gen.asking import KEY, answer_to, chance, generated, good, lines, outputs, rows, service
 from mlbench_exec import Engine, InputError, RunFolderError, Settings, Verdict
 from mlbench_exec.testing.fakes import FakeBackend, observation
-from mlbench_gen import Client, Row, Sampling, open_record
+from mlbench_gen import Answer, Client, Reply, Row, Sampling, open_record
 from mlbench_gen.testing import Asked, Cut, Fault, Good, ModelServer, Raw, Response
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio]
+PARTIAL = (
+    b'{"github_id": 1, "id": 0, "answers": ["one 1"], "details": [{"kind": "answered"}], '
+    b'"model": "scripted-1", "usage": [3, 2], "requests": 1, "prompt": "", "finished_before": 0}\n'
+)
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +93,49 @@ async def test_samples_that_are_there_are_not_asked_again(tmp_path: Path) -> Non
         items = await generated(server, rows(1), folder=tmp_path, samples=6)
     assert [one.count for one in server.log] == [1]
     assert len(outputs(items)[0]) == 6
+
+
+async def test_more_samples_are_added_and_counted_once(tmp_path: Path) -> None:
+    """Samples that were added later stand beside the first ones; of partial replies that a line
+    holds already none counts again; tokens are those of all requests, once."""
+    with ModelServer(lambda asked: Good(texts=[f"one {asked.attempt}"])) as server:
+        await generated(server, rows(1), folder=tmp_path, samples=2, one_at_a_time=True)
+        (tmp_path / "partial.jsonl").write_bytes(PARTIAL)  # as a kill leaves it
+        await generated(server, rows(1), folder=tmp_path, samples=4, one_at_a_time=True)
+        items = await generated(server, rows(1), folder=tmp_path, samples=4)
+        assert sorted(outputs(items)[0], key=str) == [f"one {number}" for number in (1, 2, 3, 4)]
+        assert len(server.log) == 4
+    report = json.loads((tmp_path / "usage.json").read_text())
+    assert report["answers"] == {"answered": 4}
+    assert report["models"]["scripted-1"]["completion_tokens"] == 2 * 4
+
+
+async def test_fewer_samples_than_before_need_no_request(tmp_path: Path) -> None:
+    """Where a row has enough partial replies for what is wanted now, it is finished with them."""
+
+    def script(asked: Asked) -> Response:
+        return Fault(status=400) if asked.attempt > 2 else Good(texts=[f"one {asked.attempt}"])
+
+    with ModelServer(script) as server:
+        await generated(server, rows(1), folder=tmp_path, samples=4, one_at_a_time=True)
+        before = len(server.log)
+        items = await generated(server, rows(1), folder=tmp_path, samples=2)
+        assert outputs(items) == {0: ("one 1", "one 2")}
+        assert len(server.log) == before
+
+
+async def test_what_has_come_is_kept_when_interrupted(tmp_path: Path) -> None:
+    """A reply that waits for its turn at the disk when everything is cancelled gets there."""
+    reply = Reply(answers=(Answer(text="ls"),))
+    async with (
+        open_record(tmp_path, {"asked": {}}, samples=1) as record,
+        anyio.create_task_group() as tasks,
+    ):
+        for number in range(20):
+            tasks.start_soon(record.add, (1, number), "digest", reply)
+        await anyio.lowlevel.checkpoint()
+        tasks.cancel_scope.cancel()
+    assert len(list(lines(tmp_path / "answers.jsonl"))) == 20
 
 
 async def test_answers_are_kept_as_what_they_are(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import random
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,44 +13,24 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
-import click
 import pytest
 
-from acceptance.command import read_lines, write_lines
+from acceptance.command import read_lines
 from gen.asking import KEY, good, number_of
+from gen.programs import BIN, ROWS, WITHIN_S, arguments, dataset, environments
 from mlbench_exec import InputError
-from mlbench_gen.options import sampling_from, service_from, task_from
 from mlbench_gen.output import Output
 from mlbench_gen.testing import Asked, Cut, Fault, Good, ModelServer, Response, Script
 
-BIN = Path(sysconfig.get_path("scripts"))
-ROWS = 40
-WITHIN_S = 100.0
-
-
-def dataset(folder: Path, count: int = ROWS) -> Path:
-    """Rows about nothing, for an interpreter and a folder that are there."""
-    columns = {"github": "https://example.org/one", "path": "./", "arguments": "{}"}
-    columns |= {"type": "Python Code", "oracle": "python do.py"}
-    return write_lines(
-        folder / "rows.jsonl",
-        [
-            {"github_id": 1, "id": number, "instruction": f"Do thing {number}.", **columns}
-            for number in range(count)
-        ],
-    )
-
-
-def environments(folder: Path) -> Path:
-    repository = folder / "repository"
-    repository.mkdir()
-    repository.chmod(0o755)
-    path = folder / "environments.toml"
-    path.write_text(
-        f'[environments.one]\ngithub_ids = [1]\nworkdir = "{repository}"\n'
-        'python = "/usr/bin/python3"\n'
-    )
-    return path
+LOOKS_FOR_KEYS = """\
+import glob, os
+print(dict(os.environ))
+for path in glob.glob("/proc/*/environ"):
+    try:
+        print(open(path, errors="replace").read())
+    except OSError:
+        pass
+"""
 
 
 def slow(script: Script, delay_s: float) -> Script:
@@ -64,12 +43,6 @@ def slow(script: Script, delay_s: float) -> Script:
         return response
 
     return later
-
-
-def arguments(server: ModelServer, rows: Path, out: Path, *more: str | Path) -> list[str]:
-    options = ["--model", "scripted/1", "--dataset", rows, "--base-url", server.url, "--out", out]
-    options += ["--key-env", "TEST_KEY", "--samples", "2", "--requests", "4", "--backoff", "0.05"]
-    return [str(one) for one in [*options, *more]]
 
 
 def started(program: str, *options: str, stdout: Any = subprocess.DEVNULL, log: Path) -> Any:
@@ -193,6 +166,8 @@ def test_run_continues_on_both_sides(tmp_path: Path) -> None:
             return Cut(good=good(asked))
         if number_of(asked) == 8:
             return Good(texts=["```python\nraise SystemExit(3)\n```"])
+        if number_of(asked) == 9:
+            return Good(texts=[f"```python\n{LOOKS_FOR_KEYS}```"])
         return good(asked)
 
     with ModelServer(slow(script, 0.1)) as server:
@@ -215,6 +190,7 @@ def test_run_continues_on_both_sides(tmp_path: Path) -> None:
     [unjudged] = read_lines(out / "unjudged.jsonl")
     assert (unjudged["id"], "too long" in unjudged["reason"]) == (7, True)
     assert "answered 11/12" in log.read_text()
+    assert KEY not in verdicts.read_text()
     assert "| judged " in log.read_text()
     assert b"pass@1" in table
 
@@ -261,47 +237,14 @@ async def test_a_reader_that_left_is_told(pipe: tuple[int, int]) -> None:
         await Output(writer).write(b"line\n")
 
 
-def given(**changes: Any) -> dict[str, Any]:
-    return {"task": None, "readme_type": None, "prompt_template": None} | changes
-
-
-def test_ml_benchs_names_work_too() -> None:
-    """readme_type names a task; one that contradicts --task is refused."""
-    assert task_from(given()) == 3
-    assert task_from(given(readme_type="readme")) == 1
-    assert task_from(given(readme_type="oracle_segment", task=3)) == 3
-    with pytest.raises(click.UsageError, match="task 1, not 4"):
-        task_from(given(readme_type="readme", task=4))
-
-
-def test_parameters_are_json_or_words() -> None:
-    """--param gives a request what it has no flag for; null takes a parameter out."""
-    plain: dict[str, Any] = {"model": "m", "samples": 1, "temperature": 1.0, "top_p": 1.0}
-    plain |= {"max_tokens": 10, "params": ("top_k=50", "temperature=null", "effort=low")}
-    request = sampling_from(plain).request()
-    assert request == {"model": "m", "top_p": 1.0, "max_tokens": 10, "top_k": 50, "effort": "low"}
-    for bad in ("top_k", "=1", "n=3"):
-        with pytest.raises(InputError, match="--param"):
-            sampling_from({**plain, "params": (bad,)})
-
-
-@pytest.mark.parametrize("url", ["example.org/v1", "https://me:secret@example.org", "ftp://a/b"])
-def test_addresses_are_checked(url: str) -> None:
-    """A base URL is an address without a secret in it."""
-    plain: dict[str, Any] = dict.fromkeys(("requests_per_minute", "tokens_per_minute"))
-    plain |= {"stream": False, "one_at_a_time": False, "requests": 1, "timeout": 1.0}
-    plain |= {"attempts": 1, "backoff": 1.0, "key_env": "K", "base_url": url}
-    with pytest.raises(InputError, match="--base-url") as caught:
-        service_from(plain)
-    assert "secret" not in str(caught.value)
-
-
 @pytest.mark.slow
 def test_extras_are_loaded_by_what_needs_them_alone() -> None:
-    """Importing everything of mlbench_gen loads neither openai nor datasets nor numpy."""
+    """Importing everything of mlbench_gen loads neither openai nor datasets nor
+    rank-bm25, nor what these bring along."""
     code = (
         "import sys, mlbench_gen.cli, mlbench_gen.prepare, mlbench_gen.testing\n"
-        "print({'openai', 'pydantic_core', 'datasets', 'numpy'} & sys.modules.keys())"
+        "extras = {'openai', 'pydantic_core', 'jiter', 'datasets', 'numpy', 'rank_bm25'}\n"
+        "print(extras & sys.modules.keys())"
     )
     command = [sys.executable, "-c", code]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -58,7 +58,9 @@ def test_content_may_be_missing_or_in_parts() -> None:
         {"choices": [1]},
         {"choices": [{"message": None}]},
         {"choices": [choice(3)]},
+        {"choices": "text"},
         {"error": {"message": "overloaded"}, "choices": [choice()]},
+        {"choices": [choice("half", finish_reason="error")]},
     ],
 )
 def test_other_forms_are_malformed(body: Any) -> None:
@@ -96,3 +98,25 @@ def test_a_stream_that_ends_early_is_no_answer() -> None:
     collector.add(delta("b", 1))
     with pytest.raises(MalformedReply, match="ended before 1 of its answers"):
         collector.finish()
+
+
+def test_choices_of_one_index_are_as_many_answers() -> None:
+    """In a whole reply, several choices that say they are the first are several answers still."""
+    reply = parse_completion({"choices": [choice("a"), choice("b"), choice("c", 1)]})
+    assert [answer.text for answer in reply.answers] == ["a", "b", "c"]
+
+
+def test_streams_that_mix_answers_are_malformed() -> None:
+    """Where a stream's answers can't be told apart, none is made up from them."""
+    collector = Collector()
+    collector.add(delta("a", 0, "stop"))
+    collector.add(delta("", 0))
+    with pytest.raises(MalformedReply, match="mixes answers"):
+        collector.add(delta("b", 0))
+
+
+@pytest.mark.parametrize("count", [-1, 1.5, "7", True, None, 10**400])
+def test_counts_that_are_none_are_not_believed(count: object) -> None:
+    """Usage is whole numbers of a sensible size, or there is none."""
+    reply = parse_completion({"choices": [choice()], "usage": {"prompt_tokens": count}})
+    assert reply.usage is None

@@ -32,6 +32,7 @@ BATCH = 4  # rows held at once while a split is written: one may have megabytes
 
 Row = Mapping[str, Any]
 Tell = Callable[[str, str], None]  # a repository's or split's name, and what became of it
+Expect = Callable[[int], None]  # how many repositories and splits there are
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,7 +108,9 @@ class Preparation:
         self._as_is = as_is
         self._jobs = jobs
 
-    def run(self, tell: Tell = lambda name, what: None) -> Report:
+    def run(
+        self, tell: Tell = lambda name, what: None, expect: Expect = lambda things: None
+    ) -> Report:
         """Do what has changed since the last time. Blocks. Raises `InputError`."""
         datasets = _datasets()
         sentence_splitter(self._options.sentences)  # raises before anything is done
@@ -118,7 +121,9 @@ class Preparation:
                 instructions.setdefault(row["github_id"], set()).add(_instruction(row))
         contexts = self._out / "contexts"
         contexts.mkdir(parents=True, exist_ok=True)
-        done = list(self._work(self._plan(instructions, contexts), tell))
+        jobs = self._plan(instructions, contexts)
+        expect(len(jobs) + len(self._sources))
+        done = list(self._work(jobs, tell))
         good = {one.name: one for one in done if one.problem is None}
         written, rows, without = [], {}, 0
         before = _read_json(self._out / "prepare.json")

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import threading
 import time
 from collections import Counter
@@ -10,21 +11,12 @@ from typing import Any, Self
 
 import msgspec
 
-__all__ = [
-    "Asked",
-    "Cut",
-    "Fault",
-    "Good",
-    "Hang",
-    "ModelServer",
-    "Raw",
-    "Response",
-    "Script",
-    "gold_script",
-]
-
 PIECE = 16  # characters of a streamed chunk
 BODY_LIMIT_BYTES = 64 << 20
+# Everybody's path, and Azure's, which names the model.
+PATH = re.compile(
+    r"/v1/chat/completions|/openai/deployments/[^/?]+/chat/completions\?api-version=.+"
+)
 
 
 class Asked(msgspec.Struct, kw_only=True):
@@ -33,6 +25,7 @@ class Asked(msgspec.Struct, kw_only=True):
     prompt: str
     count: int
     attempt: int  # of this very prompt, from 1
+    path: str  # with the query
     headers: Mapping[str, str]
     body: Mapping[str, Any]
     at: float  # time.monotonic()
@@ -149,10 +142,10 @@ class ModelServer:
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while (request := await _read_request(reader)) is not None:
             path, headers, body = request
-            if path != "/v1/chat/completions":
+            if not PATH.fullmatch(path):
                 await _write(writer, 404, b'{"error": {"message": "no such path"}}')
                 continue
-            asked = self._note(headers, body)
+            asked = self._note(path, headers, body)
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
             try:
@@ -162,13 +155,14 @@ class ModelServer:
             if not is_open:
                 return
 
-    def _note(self, headers: Mapping[str, str], body: Mapping[str, Any]) -> Asked:
+    def _note(self, path: str, headers: Mapping[str, str], body: Mapping[str, Any]) -> Asked:
         prompt = body["messages"][-1]["content"]
         self._attempts[prompt] += 1
         asked = Asked(
             prompt=prompt,
             count=body.get("n", 1),
             attempt=self._attempts[prompt],
+            path=path,
             headers=headers,
             body=body,
             at=time.monotonic(),
