@@ -21,6 +21,7 @@ REFUSED = {
     "import os\nos.environ['NEW'] = '1'": "changes environment variables (NEW: 1)",
     "import os\nos.getcwd = lambda: 'x'": "changes os.getcwd",
     "kept = open('/etc/passwd')": "keeps files open",
+    "import mmap\nkept = mmap.mmap(-1, 4096)": "shares memory",
     "import tempfile\nkept = tempfile.mkdtemp()": "writes files",
     "1 / 0": "can't be imported: ZeroDivisionError",
     "import sys\nsys.path.append('/x')": "changes sys.path",

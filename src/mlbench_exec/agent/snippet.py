@@ -33,6 +33,7 @@ SHORT_TICK_S = 0.025  # where threads come and go on a busy machine
 MARGIN = 1.25  # of the uncertainty: the last look may find that a little more was stolen
 OVERTIME = 0.5  # of the limit: how long an uncertain clock may ask for more
 FAR_OVER_BYTES = 1 << 30
+KERNEL_BYTES = 64 << 20  # that the kernel may hold for a snippet beside its memory
 MAX_VICTIMS = 8  # after so many without success the whole snippet goes
 LEFT_OVER_BYTES = 16 << 20
 LET_GO_WITHIN_S = 1.0
@@ -145,6 +146,7 @@ class _Running:
         self._is_fair = limits["clock"] == "fair"
         self.interpreter = interpreter
         self.ooms = world.counters.oom_kills()
+        self.kernel_before = world.counters.kernel_bytes()
         self.limit_hits = world.counters.own_limit_hits()
         self.refused = world.counters.pids_refused()
         self.victims: set[int] = set()  # killed by the memory watch
@@ -309,6 +311,8 @@ class _Running:
             self.limit = "memory"  # killing one process after another would be too slow
         elif limit and used > limit:
             self._kill_biggest()
+        elif limit and used + self._kernel_bytes() > limit:
+            self.limit = "memory"  # nothing tells for which of its processes
         if not self.world.nested and self._has_outgrown_disk():
             self.limit = "disk"
 
@@ -345,6 +349,10 @@ class _Running:
         if self.world.counters.has_memory:
             return max(0, self.world.counters.memory_bytes() - self.world.memory_bytes - disk)
         return self.meter.resident_bytes()
+
+    def _kernel_bytes(self) -> int:
+        held = self.world.counters.kernel_bytes() - self.kernel_before
+        return max(0, held - KERNEL_BYTES)
 
     def _has_outgrown_disk(self) -> bool:
         """Fresh level: a container's layer has no size limit, so it is watched.
@@ -424,14 +432,15 @@ class _Running:
         self.max_rss = after.ru_maxrss * 1024
 
     def observation(self) -> dict[str, Any]:
-        ooms = self.world.counters.oom_kills() - self.ooms + len(self.victims)
+        killed = self.world.counters.oom_kills() - self.ooms
+        ooms = killed + len(self.victims)
         if self.limit == "memory":
             ooms = max(ooms, 1)
         if isinstance(self.failure, dict):
             if self.failure.get("unusable"):
                 raise Unusable(self.failure["unusable"])
             raise Broken(self.failure["failed"])
-        if ooms > len(self.victims) and self.limit_hits == self.world.counters.own_limit_hits():
+        if killed and self.limit_hits == self.world.counters.own_limit_hits():
             raise TooBusy("the machine, not the snippet's own limit, ran out of memory")
         if self.failure == "lost" and not ooms:
             raise Broken("the snippet's init process died")
