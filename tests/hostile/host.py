@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -161,6 +162,16 @@ def processes_of(folder: Path) -> set[str]:
         except OSError:  # it has just ended
             continue
     return found | (interpreters if len(interpreters) > 1 else set())
+
+
+def survivors(folder: Path) -> set[str]:
+    """Those of `processes_of` still there a second later: one may be read while it goes."""
+    found = processes_of(folder)
+    if found:
+        time.sleep(1)
+        still = {name.split()[1] for name in processes_of(folder)}
+        found = {name for name in found if name.split()[1] in still}
+    return found
 
 
 def _is_kept_by_agent(process: Path, mark: bytes) -> bool:

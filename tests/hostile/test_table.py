@@ -111,7 +111,7 @@ def _run(
     case.check(verdict)
     house.check_innocent(outcome)
     assert not cores(), "a core went to the host"
-    assert host.processes_of(house.folder) == set()
+    assert host.survivors(house.folder) == set()
     assert surroundings.is_unharmed()
     assert shared.read_text() == "the host's\n"
     assert _resident_bytes() - memory < 100 << 20

@@ -28,6 +28,32 @@ REFUSED = {
 }
 
 
+# Looks for MARKs in its own memory, as they stand or in base64, without knowing one.
+LOOKS_FOR_OTHERS = r"""
+import base64, re
+found, packed = set(), re.compile(rb"[A-Za-z0-9+/=]{40,}")
+def look(data):
+    found.update(each.decode() for each in re.findall(rb"MARK-[A-Z]+", data))
+with open("/proc/self/maps") as maps, open("/proc/self/mem", "rb", 0) as memory:
+    for line in maps.read().splitlines():
+        where, mode = line.split()[:2]
+        start, end = (int(part, 16) for part in where.split("-"))
+        if not mode.startswith("rw"):
+            continue
+        memory.seek(start)
+        data = memory.read(end - start)
+        look(data)
+        for text in packed.findall(data):
+            for at in range(4):
+                part = text[at:]
+                try:
+                    look(base64.b64decode(part[: len(part) // 4 * 4]))
+                except ValueError:
+                    pass
+print(sorted(found))
+"""
+
+
 @asynccontextmanager
 async def sandbox(
     folder: Path, preload: tuple[str, ...], preload_bytes: int = 256 << 20
@@ -137,3 +163,14 @@ print(sorted(int(p) for p in os.listdir('/proc') if p.isdigit()))
             assert len(seen.stdout.split(",")) == 2  # init and itself
             after = await run(place, "import ahead; print(ahead.NAME)")
             assert (after.stdout, after.warm) == ("ahead\n", True)
+
+
+async def test_no_snippet_finds_another_in_its_memory(tmp_path: Path) -> None:
+    """The interpreter that they are forked from never read their texts."""
+    async with sandbox(tmp_path, modules(tmp_path, ahead="NAME = 'ahead'")) as place:
+        await run(place, "print(1)\n" + "# MARK-PYTHON\n" * 1000)
+        await run(place, "echo 1\n" + "# MARK-BASH\n" * 1000, language="bash")
+        seen = await run(place, LOOKS_FOR_OTHERS)
+        assert (seen.stdout, seen.warm) == ("[]\n", True), seen
+        own = await run(place, "kept = 'MARK-' + 'own'.upper()\n" + LOOKS_FOR_OTHERS)
+        assert own.stdout == "['MARK-OWN']\n", own
