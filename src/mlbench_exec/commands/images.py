@@ -179,6 +179,7 @@ def check(names: tuple[str, ...], every_row: bool, as_json: bool, **given: objec
             answers: list[Answer] = []
             quick = await anyio.to_thread.run_sync(smoke_rows)
             async with Engine(settings, samples={}, environments=known) as engine:
+                say(f"Asking by the backend {engine.backend.name} ({engine.why_backend}).")
                 for environment in chosen(engine.environments, names):
                     smoke = why or rows_to_try(environment, samples, quick, every=every_row)
                     answers += await check_environment(
