@@ -178,8 +178,10 @@ def _is_kept_by_agent(process: Path, mark: bytes) -> bool:
     """Whether it's a child of an agent and in the agent's pid namespace, as no snippet is."""
     stat = (process / "stat").read_text()
     parent = Path("/proc") / stat[stat.rindex(")") + 1 :].split()[1]
-    is_agents = mark not in (parent / "environ").read_bytes()
-    return is_agents and os.readlink(process / "ns/pid") == os.readlink(parent / "ns/pid")
+    is_agents = b"mlbench_exec.agent" in (parent / "cmdline").read_bytes()
+    if not is_agents or mark in (parent / "environ").read_bytes():
+        return False
+    return os.readlink(process / "ns/pid") == os.readlink(parent / "ns/pid")
 
 
 def state(folder: Path) -> set[str]:
