@@ -174,3 +174,22 @@ async def test_no_snippet_finds_another_in_its_memory(tmp_path: Path) -> None:
         assert (seen.stdout, seen.warm) == ("[]\n", True), seen
         own = await run(place, "kept = 'MARK-' + 'own'.upper()\n" + LOOKS_FOR_OTHERS)
         assert own.stdout == "['MARK-OWN']\n", own
+
+
+@pytest.mark.parametrize("forged", ["1e300", "-1e300", "float('nan')", "float('inf')"])
+async def test_a_forged_account_of_imports_is_no_figure_of_its_own(
+    tmp_path: Path, forged: str
+) -> None:
+    """A program can write to the page that it is kept on: it meets its limit by that, or doesn't."""
+    forge = f"""
+import ctypes, struct, sys
+(line,) = [one for one in open("/proc/self/maps") if "memfd:mlbench" in one]
+page = (ctypes.c_char * 64).from_address(int(line.split("-")[0], 16))
+struct.pack_into("=d", page, 0, {forged})
+sys.exit(1)
+"""
+    async with sandbox(tmp_path, modules(tmp_path, ahead="NAME = 'ahead'")) as place:
+        seen = await run(place, forge)
+        assert seen.warm
+        assert (seen.limit, seen.exit_code) == (("time", None) if forged == "1e300" else (None, 1))
+        assert 0 <= seen.counted_s < 2 * 30

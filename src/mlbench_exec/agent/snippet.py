@@ -266,8 +266,13 @@ class _Running:
         return max(0.0, now - self.started - stalled) + self._charged_s()
 
     def _charged_s(self) -> float:
-        """What the imports would have taken that a warm interpreter saved."""
-        return self.interpreter.charged_s() if self.interpreter else 0.0
+        """What the imports would have taken that a warm interpreter saved.
+
+        Where a program forged it, it is still no figure that spoils sums: its limit, and no more.
+        """
+        if self.interpreter is None:
+            return 0.0
+        return min(self.interpreter.charged_s(), float(self.limits["time"]))
 
     def _uncertain(self) -> float:
         return self.meter.uncertain_s if self._is_fair else 0.0
