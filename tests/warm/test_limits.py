@@ -180,7 +180,7 @@ async def test_no_snippet_finds_another_in_its_memory(tmp_path: Path) -> None:
 async def test_a_forged_account_of_imports_is_no_figure_of_its_own(
     tmp_path: Path, forged: str
 ) -> None:
-    """A program can write to the page that it is kept on: it meets its limit by that, or doesn't."""
+    """A program can write to where it is kept: it meets its limit by that, or it doesn't."""
     forge = f"""
 import ctypes, struct, sys
 (line,) = [one for one in open("/proc/self/maps") if "memfd:mlbench" in one]
