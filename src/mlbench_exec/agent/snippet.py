@@ -33,7 +33,7 @@ SHORT_TICK_S = 0.025  # where threads come and go on a busy machine
 MARGIN = 1.25  # of the uncertainty: the last look may find that a little more was stolen
 OVERTIME = 0.5  # of the limit: how long an uncertain clock may ask for more
 FAR_OVER_BYTES = 1 << 30
-KERNEL_BYTES = 64 << 20  # that the kernel may hold for a snippet beside its memory
+HEADROOM_BYTES = 64 << 20  # of its cgroup, beside the limits on memory and disk
 MAX_VICTIMS = 8  # after so many without success the whole snippet goes
 LEFT_OVER_BYTES = 16 << 20
 LET_GO_WITHIN_S = 1.0
@@ -316,7 +316,7 @@ class _Running:
             self.limit = "memory"  # killing one process after another would be too slow
         elif limit and used > limit:
             self._kill_biggest()
-        elif limit and used + self._kernel_bytes() > limit:
+        elif limit and self._all_bytes() > limit + self.limits["disk"] + HEADROOM_BYTES:
             self.limit = "memory"  # nothing tells for which of its processes
         if not self.world.nested and self._has_outgrown_disk():
             self.limit = "disk"
@@ -355,9 +355,14 @@ class _Running:
             return max(0, self.world.counters.memory_bytes() - self.world.memory_bytes - disk)
         return self.meter.resident_bytes()
 
-    def _kernel_bytes(self) -> int:
-        held = self.world.counters.kernel_bytes() - self.kernel_before
-        return max(0, held - KERNEL_BYTES)
+    def _all_bytes(self) -> int:
+        """With what the kernel holds for it, and what it wrote: what its cgroup bounds.
+
+        The cgroup has more room where there are warm interpreters, and that is not the snippet's.
+        """
+        counters = self.world.counters
+        kernel = counters.kernel_bytes() - self.kernel_before
+        return counters.memory_bytes() - self.world.memory_bytes + max(0, kernel)
 
     def _has_outgrown_disk(self) -> bool:
         """Fresh level: a container's layer has no size limit, so it is watched.
