@@ -172,10 +172,10 @@ def slots_of(inventory: FakeInventory, *, patience_s: float = 0.05) -> GpuSlots:
 
 
 def test_a_device_is_waited_for_until_its_memory_is_free_again() -> None:
-    """As free as in the beginning: what others had in use then is theirs."""
+    """As free as in the beginning, but for what a driver keeps: what others had then is theirs."""
     inventory = FakeInventory()
     slots = slots_of(inventory, patience_s=5.0)
-    left = iter([9000, 3000, 500])
+    left = iter([9000, 3000, 500 + 64])  # 500 MiB in the beginning
     inventory.used[0] = lambda: next(left) * MIB
     anyio.run(slots.wait_ready, 0)
     assert inventory.looks == 2 + 3

@@ -22,7 +22,7 @@ from conftest import IMAGES
 from mlbench_exec.cli import main
 from mlbench_exec.commands.images import Layers
 from mlbench_exec.environments import Environment
-from mlbench_exec.images import Recipe, find_recipe, load_recipes, smoke_row
+from mlbench_exec.images import Recipe, find_recipe, load_recipes, rows_to_try
 from mlbench_exec.samples import Sample
 
 SHAPE = "mlbench-exec-test/mlbench-shape:latest"
@@ -87,10 +87,11 @@ def test_the_smoke_row_is_a_quick_one_or_the_first_that_can_be_tried() -> None:
     environment = Environment(name="e", github_ids=(9,), repo="r", workdir="/r")
     rows = [a_row(9, 1, "no such word"), a_row(9, 2), a_row(9, 3), a_row(8, 4)]
     samples = {row.key: row for row in rows}
-    assert smoke_row(environment, samples, {}) == rows[1]
-    assert smoke_row(environment, samples, {9: 3}) == rows[2]
-    assert "no row for it" in str(smoke_row(environment, {}, {}))
-    assert "no row has an answer" in str(smoke_row(environment, {(9, 1): rows[0]}, {}))
+    assert rows_to_try(environment, samples, {}) == [rows[1]]
+    assert rows_to_try(environment, samples, {9: 3}) == [rows[2]]
+    assert rows_to_try(environment, samples, {}, every=True) == rows[:3]
+    assert "no row for it" in str(rows_to_try(environment, {}, {}))
+    assert "no row has an answer" in str(rows_to_try(environment, {(9, 1): rows[0]}, {}))
 
 
 def test_layers_are_added_up() -> None:

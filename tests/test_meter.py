@@ -164,6 +164,15 @@ def test_version_2_tells_cpu_time_in_cpu_stat(tmp_path: Path) -> None:
     assert Counters({}).cpu_ns() is None
 
 
+def test_what_the_kernel_holds_is_told_by_either_version(tmp_path: Path) -> None:
+    """Version 2 says which part it would give back if it had to; where nobody tells, nothing."""
+    (tmp_path / "memory.stat").write_text("anon 9\nkernel 70\nslab_reclaimable 20\nsock 5\n")
+    assert Counters({"memory": str(tmp_path)}).kernel_bytes() == 55
+    (tmp_path / "memory.kmem.usage_in_bytes").write_text("1234\n")
+    assert Counters({"memory": str(tmp_path)}).kernel_bytes() == 1234
+    assert Counters({}).kernel_bytes() == 0
+
+
 def test_the_real_proc_can_be_read() -> None:
     """On this machine, with this process's own threads."""
     meter = Meter(2.0, set(), Counters({}))

@@ -1,5 +1,6 @@
 """Command: what the command lines share: exit codes, signals, messages, and a run's last words."""
 
+import errno
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -34,6 +35,7 @@ __all__ = [
 
 OK, INCOMPLETE, BAD_INPUT, NO_BACKEND, INTERRUPTED = 0, 1, 2, 3, 130
 PLAIN_WIDTH = 120
+UNUSABLE_PATH = {errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR}
 
 T = TypeVar("T")
 
@@ -97,6 +99,9 @@ class Failures:
         if isinstance(error, MLBenchExecError):
             say(f"{self._program}: {error}")
             sys.exit(INCOMPLETE)
+        if isinstance(error, OSError) and error.errno in UNUSABLE_PATH:
+            say(f"{self._program}: {error.filename}: {error.strerror}: name another path")
+            sys.exit(BAD_INPUT)
 
 
 def interruptible(work: Callable[[], Awaitable[T]]) -> T:

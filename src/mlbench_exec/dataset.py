@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -129,7 +130,7 @@ def _digest(samples: Mapping[Key, Sample]) -> str:
 
 
 def _rows(source: str, split: str) -> Iterable[Row]:
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     try:
         if path.is_dir():
             return _saved_rows(path, source, split)

@@ -1,5 +1,6 @@
 """Options: the flags that say where and how outputs are judged, for every command that judges."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
@@ -143,7 +144,7 @@ def settings_from(given: Mapping[str, Any]) -> Settings:
         share_identical=given["share_identical"],
         preload=not given["no_preload"],
         preload_memory_bytes=parse_size(given["preload_memory"]),
-        weights=(given["weights"] or default_folder()).expanduser().absolute(),
+        weights=Path(os.path.expanduser(given["weights"] or default_folder())).absolute(),
     ).with_profile(given["profile"])
     limits = ("clock", "memory", "cpus", "pids", "disk", "network")
     return with_limits(settings, *(given[name] for name in limits))

@@ -107,5 +107,5 @@ def parse_mount(text: str) -> Mount:
         raise InputError(
             f"--mount {text!r}: write SRC:DST or SRC:DST:rw, DST an absolute path below /"
         )
-    source = str(Path(parts[0]).expanduser().absolute())
+    source = str(Path(os.path.expanduser(parts[0])).absolute())
     return Mount(source=source, target=target, mode="rw" if mode == "rw" else "ro")

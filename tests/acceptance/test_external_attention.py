@@ -1,5 +1,6 @@
 """ML-Bench's github_id 9, executed for real: 24 programs that import torch."""
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from acceptance.command import (
+    EXECUTABLE,
     Command,
     Line,
     mlbench_data,
@@ -128,6 +130,29 @@ def test_docker(rows: list[Line], docker_environment: str, tmp_path: Path) -> No
     check_verdicts(verdicts, 24)
     assert all(line["warm"] for line in verdicts)
     assert sum(line["exit_code"] == 0 for line in verdicts) == 23
+
+
+@pytest.mark.soak  # the same 24, by the command that a user has
+@pytest.mark.docker
+@pytest.mark.timeout(600)
+def test_the_images_smoke_test(rows: list[Line], docker_environment: str, tmp_path: Path) -> None:
+    """`images check --every-row`: 23 of the 24 gold outputs end well, the other fails by itself."""
+    (tmp_path / "environments.toml").write_text(docker_environment)
+    checked = subprocess.run(
+        [
+            *(EXECUTABLE, "images", "check", "EAP_DS", "--every-row", "--json"),
+            *("--environments", tmp_path / "environments.toml"),
+            *("--dataset", mlbench_data("mlbench_full.jsonl")),
+            *("--backend", "docker", "--memory", "8g", "--time-limit", ENOUGH_S),
+        ],
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    assert checked.returncode == 1
+    answers = [one for one in json.loads(checked.stdout) if one["about"] == "smoke row"]
+    assert {one["text"].partition(":")[0] for one in answers} == {f"9/{row['id']}" for row in rows}
+    (failed,) = [one for one in answers if not one["ok"]]
+    assert failed["text"].startswith(f"9/{FAILING}: failed: RuntimeError")
 
 
 @pytest.mark.slow

@@ -4,6 +4,8 @@ MLBENCH_FUZZ=N tries N inputs for each test instead of some hundreds.
 """
 
 import ast
+import contextlib
+import itertools
 import json
 import os
 import struct
@@ -11,12 +13,15 @@ import tempfile
 import tomllib
 from pathlib import Path
 
+import click
 import msgspec
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from mlbench_exec import wire
+from mlbench_exec.cli import main
 from mlbench_exec.environments import Environment, load_environments
 from mlbench_exec.errors import InputError
 from mlbench_exec.report.terminal import plain
@@ -205,3 +210,51 @@ def test_nothing_changes_a_terminal(text: str) -> None:
     assert not shown.spans
     assert not [c for c in shown.plain if ord(c) < 32 or 0x7F <= ord(c) < 0xA0]
     assert not {"\u202e", "\u2066", "\u2028", "\u200f"} & set(shown.plain)
+
+
+OPTIONS = [
+    (option, parameter.is_flag)
+    for parameter in main.commands["run"].params
+    if isinstance(parameter, click.Option) and parameter.name not in ("dataset", "gold")
+    for option in parameter.opts
+]
+WORD = st.text(max_size=12) | st.sampled_from(
+    [
+        "0",
+        "-1",
+        "1e400",
+        "nan",
+        "8g",
+        "none",
+        "9/",
+        "9/255,x",
+        "/a:/b:rw",
+        ":",
+        "auto",
+        "fair",
+        "--",
+    ]
+)
+FLAGS = st.lists(
+    st.sampled_from(OPTIONS).flatmap(
+        lambda pair: st.just([pair[0]]) if pair[1] else WORD.map(lambda word: [pair[0], word])
+    )
+    | WORD.map(lambda word: [word]),
+    max_size=4,
+)
+
+
+@fuzz
+@given(flags=FLAGS)
+@example(flags=[["--memory", "9" * 5000 + "g"]])
+@example(flags=[["--only", "1" * 5000]])
+@example(flags=[["--mount", "\0:\0"]])
+@example(flags=[["--weights", "~" + "x" * 300]])
+def test_command_line(flags: list[list[str]]) -> None:
+    """Any flags of a run that can't be are a message of a few lines, and exit code 2."""
+    line = ["run", "-", "--dataset", "/nowhere/rows.jsonl", *itertools.chain(*flags)]
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        result = CliRunner().invoke(main, line, input="")
+    assert result.exception is None or isinstance(result.exception, SystemExit), line
+    assert result.exit_code == 2, (line, result.output)
+    assert "Traceback" not in result.output

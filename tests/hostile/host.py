@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -163,12 +164,24 @@ def processes_of(folder: Path) -> set[str]:
     return found | (interpreters if len(interpreters) > 1 else set())
 
 
+def survivors(folder: Path) -> set[str]:
+    """Those of `processes_of` still there a second later: one may be read while it goes."""
+    found = processes_of(folder)
+    if found:
+        time.sleep(1)
+        still = {name.split()[1] for name in processes_of(folder)}
+        found = {name for name in found if name.split()[1] in still}
+    return found
+
+
 def _is_kept_by_agent(process: Path, mark: bytes) -> bool:
     """Whether it's a child of an agent and in the agent's pid namespace, as no snippet is."""
     stat = (process / "stat").read_text()
     parent = Path("/proc") / stat[stat.rindex(")") + 1 :].split()[1]
-    is_agents = mark not in (parent / "environ").read_bytes()
-    return is_agents and os.readlink(process / "ns/pid") == os.readlink(parent / "ns/pid")
+    is_agents = b"mlbench_exec.agent" in (parent / "cmdline").read_bytes()
+    if not is_agents or mark in (parent / "environ").read_bytes():
+        return False
+    return os.readlink(process / "ns/pid") == os.readlink(parent / "ns/pid")
 
 
 def state(folder: Path) -> set[str]:

@@ -5,9 +5,10 @@ switch for it in the product.
 """
 
 import json
+import os
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,31 @@ def without_no_new_privileges(patch: Patch) -> None:
 
 def without_ipc_namespace(patch: Patch) -> None:
     alter_agent(patch, "program", "kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC", "kernel.CLONE_NEWNS")
+
+
+def without_pid_namespace(patch: Patch) -> None:
+    alter_agent(patch, "program", "        kernel.unshare(kernel.CLONE_NEWPID)\n", "")
+
+
+def without_mount_namespace(patch: Patch) -> None:
+    alter_agent(patch, "program", "kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC", "kernel.CLONE_NEWIPC")
+
+
+def without_uts_namespace(patch: Patch) -> None:
+    alter_agent(
+        patch, "program", "kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS", "kernel.CLONE_NEWIPC"
+    )
+    alter_agent(patch, "program", '    kernel.sethostname("mlbench")\n', "")  # or it would name us
+
+
+def without_user_namespace(patch: Patch) -> None:
+    alter_agent(
+        patch,
+        "program",
+        "        kernel.unshare(kernel.CLONE_NEWUSER)\n"
+        "        map_user(world.inner_uid, world.uid, world.inner_gid, world.gid, outer_proc)\n",
+        "        pass\n",
+    )
 
 
 def without_overlay(patch: Patch) -> None:
@@ -219,6 +245,49 @@ def test_without_namespaces_objects_stay_on_the_host(stand: Stand) -> None:
     for option, number in ipc_objects() - before:  # also those without a key
         subprocess.run(["ipcrm", option, number], check=True)
     assert len(left) == 3, left
+
+
+def test_without_a_pid_namespace_the_init_can_be_killed(stand: Stand) -> None:
+    """Without one of its own a snippet kills what watches over it, and there is no verdict."""
+    with (
+        stand.house("local", without_pid_namespace) as house,
+        pytest.raises(UnjudgedError, match="init process died"),
+    ):
+        stand.run(house, "22_kills_its_parent.py")
+
+
+def test_without_a_mount_namespace_nothing_runs(stand: Stand) -> None:
+    """Without one of its own a snippet has no view: it isn't run on what others see."""
+    with (
+        stand.house("local", without_mount_namespace) as house,
+        pytest.raises(UnjudgedError, match="there is no folder"),
+    ):
+        house.judge("print(1)")
+
+
+def test_without_a_uts_namespace_the_machines_name_is_seen(stand: Stand) -> None:
+    """What a sandbox is called is all that it stands for."""
+    for without, expected in ((with_everything, "mlbench"), (without_uts_namespace, os.uname()[1])):
+        with stand.house("local", without) as house:
+            verdict = house.judge("import os; print(os.uname().nodename)")
+            assert verdict.stdout == f"{expected}\n", verdict
+
+
+def test_without_a_user_namespace_snippets_share_the_agents(stand: Stand) -> None:
+    """It is a second line: no case of the table fails without it alone."""
+    for without, is_shared in ((with_everything, False), (without_user_namespace, True)):
+        with stand.house("local", without) as house:
+            verdict = house.judge("import os; print(os.readlink('/proc/self/ns/user'))")
+            assert (verdict.stdout.strip() in user_namespaces()) == is_shared, verdict
+
+
+def user_namespaces() -> set[str]:
+    """Those of all processes on this machine."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has just ended
+            found.add(os.readlink(process / "ns/user"))
+    return found
 
 
 def ipc_objects() -> set[tuple[str, str]]:

@@ -21,10 +21,37 @@ REFUSED = {
     "import os\nos.environ['NEW'] = '1'": "changes environment variables (NEW: 1)",
     "import os\nos.getcwd = lambda: 'x'": "changes os.getcwd",
     "kept = open('/etc/passwd')": "keeps files open",
+    "import mmap\nkept = mmap.mmap(-1, 4096)": "shares memory",
     "import tempfile\nkept = tempfile.mkdtemp()": "writes files",
     "1 / 0": "can't be imported: ZeroDivisionError",
     "import sys\nsys.path.append('/x')": "changes sys.path",
 }
+
+
+# Looks for MARKs in its own memory, as they stand or in base64, without knowing one.
+LOOKS_FOR_OTHERS = r"""
+import base64, re
+found, packed = set(), re.compile(rb"[A-Za-z0-9+/=]{40,}")
+def look(data):
+    found.update(each.decode() for each in re.findall(rb"MARK-[A-Z]+", data))
+with open("/proc/self/maps") as maps, open("/proc/self/mem", "rb", 0) as memory:
+    for line in maps.read().splitlines():
+        where, mode = line.split()[:2]
+        start, end = (int(part, 16) for part in where.split("-"))
+        if not mode.startswith("rw"):
+            continue
+        memory.seek(start)
+        data = memory.read(end - start)
+        look(data)
+        for text in packed.findall(data):
+            for at in range(4):
+                part = text[at:]
+                try:
+                    look(base64.b64decode(part[: len(part) // 4 * 4]))
+                except ValueError:
+                    pass
+print(sorted(found))
+"""
 
 
 @asynccontextmanager
@@ -136,3 +163,33 @@ print(sorted(int(p) for p in os.listdir('/proc') if p.isdigit()))
             assert len(seen.stdout.split(",")) == 2  # init and itself
             after = await run(place, "import ahead; print(ahead.NAME)")
             assert (after.stdout, after.warm) == ("ahead\n", True)
+
+
+async def test_no_snippet_finds_another_in_its_memory(tmp_path: Path) -> None:
+    """The interpreter that they are forked from never read their texts."""
+    async with sandbox(tmp_path, modules(tmp_path, ahead="NAME = 'ahead'")) as place:
+        await run(place, "print(1)\n" + "# MARK-PYTHON\n" * 1000)
+        await run(place, "echo 1\n" + "# MARK-BASH\n" * 1000, language="bash")
+        seen = await run(place, LOOKS_FOR_OTHERS)
+        assert (seen.stdout, seen.warm) == ("[]\n", True), seen
+        own = await run(place, "kept = 'MARK-' + 'own'.upper()\n" + LOOKS_FOR_OTHERS)
+        assert own.stdout == "['MARK-OWN']\n", own
+
+
+@pytest.mark.parametrize("forged", ["1e300", "-1e300", "float('nan')", "float('inf')"])
+async def test_a_forged_account_of_imports_is_no_figure_of_its_own(
+    tmp_path: Path, forged: str
+) -> None:
+    """A program can write to where it is kept: it meets its limit by that, or it doesn't."""
+    forge = f"""
+import ctypes, struct, sys
+(line,) = [one for one in open("/proc/self/maps") if "memfd:mlbench" in one]
+page = (ctypes.c_char * 64).from_address(int(line.split("-")[0], 16))
+struct.pack_into("=d", page, 0, {forged})
+sys.exit(1)
+"""
+    async with sandbox(tmp_path, modules(tmp_path, ahead="NAME = 'ahead'")) as place:
+        seen = await run(place, forge)
+        assert seen.warm
+        assert (seen.limit, seen.exit_code) == (("time", None) if forged == "1e300" else (None, 1))
+        assert 0 <= seen.counted_s < 2 * 30

@@ -103,15 +103,24 @@ class Interpreter:
         return "<Interpreter %d, %s>" % (self.pid, ", ".join(self.preloaded) or "bare")
 
     def fork(self, one: Program, limits: dict[str, Any], fds: tuple[int, int, int]) -> int:
-        """Fork an init for this program; return its pid. Raises `Refused` if that fails."""
+        """Fork an init for this program; return its pid. Raises `Refused` if that fails.
+
+        The order is a file, which only the fork reads: what the interpreter itself once read, later
+        snippets could find in their memory.
+        """
         self._page[:] = bytes(warm.PAGE_BYTES)
         self._charged_s = 0.0
+        order = kernel.memfd(0)
         try:
             sent = warm.sent_program(one)
-            self._ask(b"F", {"program": sent, "limits": limits, "fronts": self.fronts}, fds)
+            frames.write(order, {"program": sent, "limits": limits, "fronts": self.fronts})
+            os.lseek(order, 0, os.SEEK_SET)
+            self._ask(b"F", {}, (*fds, order))
             return int(self._answer(ANSWER_WITHIN_S)["pid"])
         except (OSError, ValueError, frames.HostGone) as error:
             raise Refused("it doesn't answer: %r" % error) from None
+        finally:
+            os.close(order)
 
     def reap(self, pid: int) -> tuple[float, int]:
         """Wait for an init that was killed; its CPU seconds, and its biggest process in bytes."""

@@ -263,9 +263,10 @@ class Counters:
         memory, pids = folders.get("memory"), folders.get("pids")
         self._memory = _open(memory, "memory.stat")
         self._ooms = _open(memory, "memory.events") or _open(memory, "memory.oom_control")
-        self._failures = _open(memory, "memory.failcnt")  # version 1 alone, as the next two
+        self._failures = _open(memory, "memory.failcnt")  # version 1 alone, as the next three
         self._most = _open(memory, "memory.max_usage_in_bytes")
         self._limit = _open(memory, "memory.limit_in_bytes")
+        self._kernel = _open(memory, "memory.kmem.usage_in_bytes")
         self._pids = _open(pids, "pids.events")
         self._usage = _open(folders.get("cpuacct"), "cpuacct.usage")  # version 1
         self._cpu = _open(pids, "cpu.stat") if self._usage is None else None
@@ -306,6 +307,14 @@ class Counters:
         if b"total_rss" in fields:  # version 1, with its children
             return fields[b"total_rss"] + fields.get(b"total_shmem", 0)
         return fields.get(b"anon", fields.get(b"rss", 0)) + fields.get(b"shmem", 0)
+
+    def kernel_bytes(self) -> int:
+        """What the kernel holds for its processes: bytes in sockets, page tables, and more."""
+        if self._kernel is not None:
+            return _number(self._kernel)
+        fields = _fields(self._memory)
+        held = fields.get(b"kernel", 0) - fields.get(b"slab_reclaimable", 0)
+        return max(0, held) + fields.get(b"sock", 0)
 
 
 def own_cgroups() -> dict[str, str]:

@@ -477,6 +477,11 @@ def _gpu() -> bool:
     return ready or any(b"/dev/nvidia" in line or b"/dev/kfd" in line for line in _maps())
 
 
+def _shared_memory() -> int:
+    """Writable mappings that every fork would share."""
+    return sum(line.split()[1].startswith(b"rw") and b"s" in line.split()[1] for line in _maps())
+
+
 def _open_files() -> dict[str, str]:
     os: Any = _modules["os"]
     found = {}
@@ -553,6 +558,7 @@ _STATE: dict[str, Callable[[], Any]] = {
     "starts threads of a library": _native_threads,
     "touches a GPU": _gpu,
     "keeps files open": _open_files,
+    "shares memory": _shared_memory,
     "changes signal handlers": _handlers,
     "changes hooks of sys": _hooks,
     "changes sys.path": lambda: list(sys.path),

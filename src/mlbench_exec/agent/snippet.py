@@ -33,6 +33,7 @@ SHORT_TICK_S = 0.01  # where threads come and go on a busy machine
 MARGIN = 1.25  # of the uncertainty: the last look may find that a little more was stolen
 OVERTIME = 0.5  # of the limit: how long an uncertain clock may ask for more
 FAR_OVER_BYTES = 1 << 30
+HEADROOM_BYTES = 64 << 20  # of its cgroup, beside the limits on memory and disk
 MAX_VICTIMS = 8  # after so many without success the whole snippet goes
 LEFT_OVER_BYTES = 16 << 20
 LET_GO_WITHIN_S = 1.0
@@ -145,6 +146,7 @@ class _Running:
         self._is_fair = limits["clock"] == "fair"
         self.interpreter = interpreter
         self.ooms = world.counters.oom_kills()
+        self.kernel_before = world.counters.kernel_bytes()
         self.limit_hits = world.counters.own_limit_hits()
         self.refused = world.counters.pids_refused()
         self.victims: set[int] = set()  # killed by the memory watch
@@ -264,8 +266,13 @@ class _Running:
         return max(0.0, now - self.started - stalled) + self._charged_s()
 
     def _charged_s(self) -> float:
-        """What the imports would have taken that a warm interpreter saved."""
-        return self.interpreter.charged_s() if self.interpreter else 0.0
+        """What the imports would have taken that a warm interpreter saved.
+
+        Where a program forged it, it is still no figure that spoils sums: its limit, and no more.
+        """
+        if self.interpreter is None:
+            return 0.0
+        return min(self.interpreter.charged_s(), float(self.limits["time"]))
 
     def _uncertain(self) -> float:
         return self.meter.uncertain_s if self._is_fair else 0.0
@@ -309,6 +316,8 @@ class _Running:
             self.limit = "memory"  # killing one process after another would be too slow
         elif limit and used > limit:
             self._kill_biggest()
+        elif limit and self._all_bytes() > limit + self.limits["disk"] + HEADROOM_BYTES:
+            self.limit = "memory"  # nothing tells for which of its processes
         if not self.world.nested and self._has_outgrown_disk():
             self.limit = "disk"
 
@@ -345,6 +354,15 @@ class _Running:
         if self.world.counters.has_memory:
             return max(0, self.world.counters.memory_bytes() - self.world.memory_bytes - disk)
         return self.meter.resident_bytes()
+
+    def _all_bytes(self) -> int:
+        """With what the kernel holds for it, and what it wrote: what its cgroup bounds.
+
+        The cgroup has more room where there are warm interpreters, and that is not the snippet's.
+        """
+        counters = self.world.counters
+        kernel = counters.kernel_bytes() - self.kernel_before
+        return counters.memory_bytes() - self.world.memory_bytes + max(0, kernel)
 
     def _has_outgrown_disk(self) -> bool:
         """Fresh level: a container's layer has no size limit, so it is watched.
@@ -424,14 +442,15 @@ class _Running:
         self.max_rss = after.ru_maxrss * 1024
 
     def observation(self) -> dict[str, Any]:
-        ooms = self.world.counters.oom_kills() - self.ooms + len(self.victims)
+        killed = self.world.counters.oom_kills() - self.ooms
+        ooms = killed + len(self.victims)
         if self.limit == "memory":
             ooms = max(ooms, 1)
         if isinstance(self.failure, dict):
             if self.failure.get("unusable"):
                 raise Unusable(self.failure["unusable"])
             raise Broken(self.failure["failed"])
-        if ooms > len(self.victims) and self.limit_hits == self.world.counters.own_limit_hits():
+        if killed and self.limit_hits == self.world.counters.own_limit_hits():
             raise TooBusy("the machine, not the snippet's own limit, ran out of memory")
         if self.failure == "lost" and not ooms:
             raise Broken("the snippet's init process died")

@@ -116,7 +116,7 @@ class _Server:
             if kind == b"F":
                 fds = array.array("i")
                 fds.frombytes(data)
-                if self._fork(request, list(fds)):
+                if self._fork(list(fds)):
                     return
                 for fd in fds:
                     os.close(fd)
@@ -133,7 +133,7 @@ class _Server:
         data = ancillary[0][2] if ancillary else b""
         return kind, data, flags, address
 
-    def _fork(self, request: dict[str, Any], fds: list[int]) -> bool:
+    def _fork(self, fds: list[int]) -> bool:
         """Fork an init with a program below it; True in the program."""
         kernel.setns(self.own_pid_ns, kernel.CLONE_NEWPID)
         kernel.unshare(kernel.CLONE_NEWPID)
@@ -141,10 +141,12 @@ class _Server:
         if pid:
             frames.write(CHANNEL, {"pid": pid})
             return False
-        out, err, report = fds
-        fields = request["program"]
-        one = Program(**dict(fields, code=base64.b64decode(fields["code"])))
+        out, err, report, order = fds
         with _telling(report):
+            request = frames.read(order)
+            os.close(order)
+            fields = request["program"]
+            one = Program(**dict(fields, code=base64.b64decode(fields["code"])))
             self.channel.detach()
             os.close(CHANNEL)
             kernel.setns(MOUNTS, kernel.CLONE_NEWNS)

@@ -23,7 +23,7 @@ from mlbench_exec.images import (
     check_environment,
     find_recipe,
     load_recipes,
-    smoke_row,
+    rows_to_try,
     smoke_rows,
 )
 from mlbench_exec.images.check import chosen
@@ -158,9 +158,10 @@ class Layers:
 
 @images.command()
 @click.argument("names", nargs=-1)
+@click.option("--every-row", is_flag=True, help="Try all rows' answers, not one.")
 @engine_options
 @_json
-def check(names: tuple[str, ...], as_json: bool, **given: object) -> None:
+def check(names: tuple[str, ...], every_row: bool, as_json: bool, **given: object) -> None:
     """Ask each environment, or those NAMED: folder, activation, interpreter, preload, a smoke row.
 
     Also for environments without an image, with --backend local.
@@ -178,10 +179,11 @@ def check(names: tuple[str, ...], as_json: bool, **given: object) -> None:
             answers: list[Answer] = []
             quick = await anyio.to_thread.run_sync(smoke_rows)
             async with Engine(settings, samples={}, environments=known) as engine:
+                say(f"Asking by the backend {engine.backend.name} ({engine.why_backend}).")
                 for environment in chosen(engine.environments, names):
-                    smoke = why or smoke_row(environment, samples, quick)
+                    smoke = why or rows_to_try(environment, samples, quick, every=every_row)
                     answers += await check_environment(
-                        engine.backend, environment, settings.limits, smoke
+                        engine.backend, environment, settings.limits, smoke, settings.time_limit_s
                     )
             return answers
 

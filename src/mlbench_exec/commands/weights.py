@@ -1,5 +1,6 @@
 """The `weights` commands: what rows need, what of it is here, getting the rest, checking it."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -113,7 +114,7 @@ def verify(names: tuple[str, ...], only: str | None, folder: Path | None, as_jso
 def _chosen(
     names: tuple[str, ...], only: str | None, folder: Path | None
 ) -> tuple[Store, Manifest]:
-    store = Store((folder or default_folder()).expanduser().absolute())
+    store = Store(Path(os.path.expanduser(folder or default_folder())).absolute())
     manifest = load_manifest(store.folder)
     unknown = [name for name in names if not any(_is_named(item, name) for item in manifest)]
     if unknown:

@@ -1,6 +1,6 @@
 """Check: whether an environment answers, from its folder to one of its dataset's own answers."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -25,11 +25,16 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def check_environment(
-    backend: Backend, environment: Environment, limits: Limits, smoke: Sample | str
+    backend: Backend,
+    environment: Environment,
+    limits: Limits,
+    smoke: Sequence[Sample] | str,
+    time_limit_s: float | None = None,
 ) -> list[Answer]:
     """Ask everything, in one sandbox; the first thing that is missing ends it.
 
-    `smoke` is the row whose own answer is executed, or why there is none.
+    `smoke` are the rows whose own answers are executed, or why there is none; each within
+    `time_limit_s`, or the environment's own limit.
     """
     asked = _Asked(environment)
     try:
@@ -39,7 +44,7 @@ async def check_environment(
         return [asked.answer("image", False, str(error))]
     asked.answer("image", True, environment.image or "on this machine")
     try:
-        await _ask(asked, sandbox, limits, smoke)
+        await _ask(asked, sandbox, limits, smoke, time_limit_s)
     except EnvironmentUnusable as error:
         asked.answer(_missing_part(str(error)), False, str(error))
     except MLBenchExecError as error:
@@ -62,7 +67,13 @@ class _Asked:
         return self.answers[-1]
 
 
-async def _ask(asked: _Asked, sandbox: Sandbox, limits: Limits, smoke: Sample | str) -> None:
+async def _ask(
+    asked: _Asked,
+    sandbox: Sandbox,
+    limits: Limits,
+    smoke: Sequence[Sample] | str,
+    time_limit_s: float | None,
+) -> None:
     environment = asked.environment
 
     async def run(language: Language, code: bytes, path: str, limit_s: float) -> Observation:
@@ -92,11 +103,12 @@ async def _ask(asked: _Asked, sandbox: Sandbox, limits: Limits, smoke: Sample | 
     if isinstance(smoke, str):
         asked.answer("smoke row", None, smoke)
         return
-    limit_s = environment.time_limit_s[smoke.wants]
-    seen = await run(smoke.wants, smoke.gold.encode(), smoke.path, limit_s)
-    passed = seen.exit_code == 0 or seen.limit == "time"
-    how = f"passed in {seen.wall_s:.1f} s" if passed else f"failed: {_said(seen)}"
-    asked.answer("smoke row", passed, f"{smoke.github_id}/{smoke.id}: {how}")
+    for row in smoke:
+        limit_s = time_limit_s or environment.time_limit_s[row.wants]
+        seen = await run(row.wants, row.gold.encode(), row.path, limit_s)
+        passed = seen.exit_code == 0 or seen.limit == "time"
+        how = f"passed in {seen.wall_s:.1f} s" if passed else f"failed: {_said(seen)}"
+        asked.answer("smoke row", passed, f"{row.github_id}/{row.id}: {how}")
 
 
 def _missing_part(reason: str) -> str:
@@ -115,19 +127,24 @@ def _said(seen: Observation) -> str:
     return f"exit code {seen.exit_code}" if seen.limit is None else f"met its {seen.limit} limit"
 
 
-def smoke_row(
-    environment: Environment, samples: Mapping[Key, Sample], quick: Mapping[int, int]
-) -> Sample | str:
-    """The row to try: one that is known to be quick, else the first that passes the checks."""
+def rows_to_try(
+    environment: Environment,
+    samples: Mapping[Key, Sample],
+    quick: Mapping[int, int],
+    *,
+    every: bool = False,
+) -> Sequence[Sample] | str:
+    """The row whose answer to try: a quick one, else the first that passes the checks; or why none.
+
+    With `every` all rows that have an answer, whether or not it would pass the checks.
+    """
     rows = [row for row in samples.values() if row.github_id in environment.github_ids]
-    for row in sorted(rows, key=lambda row: quick.get(row.github_id) != row.id):
-        if row.gold and rules.check(row, row.gold).ok:
-            return row
-    return (
-        "not tried: the dataset has no row for it"
-        if not rows
-        else "not tried: no row has an answer"
-    )
+    if not rows:
+        return "not tried: the dataset has no row for it"
+    rows = [row for row in rows if row.gold and (every or rules.check(row, row.gold).ok)]
+    if not rows:
+        return "not tried: no row has an answer"
+    return rows if every else sorted(rows, key=lambda row: quick.get(row.github_id) != row.id)[:1]
 
 
 def chosen(environments: Iterable[Environment], names: Iterable[str]) -> list[Environment]:

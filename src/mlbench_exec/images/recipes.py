@@ -100,7 +100,10 @@ def _run(command: list[str]) -> None:
     """With its stdout on our stderr: stdout is for the result."""
     try:
         subprocess.run(command, stdout=os.dup(2), check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
+    except subprocess.CalledProcessError as error:
+        how = f"ended with exit code {error.returncode}: its own words stand above"
+        raise BuildFailed(f"{' '.join(command)} {how}") from None
+    except OSError as error:
         raise BuildFailed(f"{' '.join(command)}: {error}") from None
 
 

@@ -21,9 +21,9 @@ def default_folder() -> Path:
     """MLBENCH_WEIGHTS, or a folder in the user's cache."""
     named = os.environ.get("MLBENCH_WEIGHTS")
     if named:
-        return Path(named).expanduser()
+        return Path(os.path.expanduser(named))
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "mlbench-exec" / "weights"
+    return Path(os.path.expanduser(cache)) / "mlbench-exec" / "weights"
 
 
 class FileRecord(msgspec.Struct, frozen=True):
