@@ -73,7 +73,9 @@ def console() -> Console:
 
 
 def say(text: str) -> None:
-    click.echo(text, err=True)
+    """Write a line to stderr; above the live view, where one is drawn."""
+    sys.stderr.write(text + "\n")  # click would go around what the view put in its place
+    sys.stderr.flush()
 
 
 class Failures:

@@ -22,9 +22,9 @@ from mlbench_exec.journal import Manifest, load_run, read_unjudged, read_verdict
 from mlbench_exec.report import charts
 from mlbench_exec.report.details import highlighted, shortened
 from mlbench_exec.report.explain import why
-from mlbench_exec.report.progress import duration
 from mlbench_exec.report.sources import Samples, read_programs, read_samples
 from mlbench_exec.report.terminal import plain
+from mlbench_exec.report.words import duration, size
 from mlbench_exec.samples import Key, Sample
 from mlbench_exec.scores import STATUSES, Summary, summarize
 from mlbench_exec.verdicts import Status, Unjudged, Verdict
@@ -254,7 +254,7 @@ def _context(
             for one in summary.unjudged_reasons[:REASONS]
         ],
         "times": content.times.svg("Time of an execution", _time_words),
-        "memory": content.memory.svg("Peak memory of an execution", _memory_words),
+        "memory": content.memory.svg("Peak memory of an execution", size),
         "timeline": content.timeline.svg(),
         "took": duration(summary.timings.wall_s) if summary.timings.wall_s else None,
     }
@@ -343,14 +343,6 @@ def _time_words(seconds: float) -> str:
     if seconds < 0.995:
         return f"{1000 * seconds:.3g} ms"
     return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:.3g} min"
-
-
-def _memory_words(size: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.3g} {unit}"
-        size /= 1024
-    return f"{size:.3g} TiB"
 
 
 def _write(path: Path, parts: Iterator[str]) -> None:

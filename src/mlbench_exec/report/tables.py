@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from mlbench_exec.report.compare import Comparison, PassChange, RepoChange, UnbiasedChange
-from mlbench_exec.report.progress import LABELS
+from mlbench_exec.report.words import LABELS
 from mlbench_exec.scores import Summary, Total
 
 __all__ = ["TextTable", "chance_words", "comparison_remarks", "comparison_tables", "summary_tables"]

@@ -13,8 +13,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mlbench_exec.report.progress import LABELS, duration
 from mlbench_exec.report.tables import TextTable
+from mlbench_exec.report.words import LABELS, duration
 from mlbench_exec.scores import Estimate, Summary, Total
 from mlbench_exec.verdicts import Status
 
