@@ -16,6 +16,7 @@ __all__ = ["Histogram", "Timeline", "difference", "interval", "share", "stacked_
 _NUMBER = {status: number for number, status in enumerate(STATUSES)}
 WIDTH, HEIGHT = 520.0, 190.0
 LEFT, BOTTOM, TOP = 38.0, 30.0, 8.0
+LABELLED = 5  # steps of an axis that have a label: as many as a narrow window has room for
 
 
 def interval(estimate: Estimate, rate: float | None = None) -> str:
@@ -144,7 +145,9 @@ class Histogram:
                     f'width="{max(step - 1, 0.5):.2f}" height="{count * scale:.2f}">'
                     f"<title>{words(low)} to {words(high)}: {count} {status}</title></rect>"
                 )
-        for power in range(math.floor(first / powers), math.ceil(last / powers) + 1):
+        low_power, high_power = math.floor(first / powers), math.ceil(last / powers)
+        every = math.ceil((high_power - low_power) / LABELLED)
+        for power in range(low_power, high_power + 1, every):
             x = LEFT + (power * powers - first) * step
             anchor = "end" if x > WIDTH - 30 else "middle"
             parts.append(
