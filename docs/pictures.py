@@ -43,8 +43,8 @@ THEME = TerminalTheme(
 )
 # name, width, height (None: all of it), scheme, what is opened and shown
 SHOTS = (
-    ("report-light", 1200, 1500, "light", None),
-    ("report-dark", 1200, 1500, "dark", None),
+    ("report-light", 1200, 1700, "light", None),
+    ("report-dark", 1200, 1700, "dark", None),
     ("report-narrow", 420, 1500, "light", None),
     ("report-output", 1200, 900, "light", "102/6/1"),
 )
