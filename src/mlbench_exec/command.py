@@ -44,6 +44,7 @@ def conclude(
     """Show how a run ended; its exit code."""
     show(outcome.summary, as_json)
     say(f"Everything is in {folder}/")
+    say(f"To look at it, open {folder}/report.html")
     if outcome.usable == 0:
         say(f"{program}: {_why_nothing(outcome, folder)}")
     return exit_code(outcome)
