@@ -53,8 +53,9 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/vermin -t=3.7- --no-tips --violations src/mlbench_exec/agent
 
+# Not --quiet, which hides warnings from --strict too.
 docs: $(VENV)/.installed-docs
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 pictures: $(VENV)/.installed-dev
 	PYTHONPATH=tests $(VENV)/bin/python docs/pictures.py

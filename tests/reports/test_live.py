@@ -41,7 +41,7 @@ def a_sight(**other: Any) -> Sight:
         "unjudged": 1,
         "earlier": 10,
         "now_s": 100.0,
-        "slots": Statistics(3, 2, 0, 9, 1, (running(0, 99.5), running(1, 87.7))),
+        "slots": Statistics(3, 2, 0, 9, 1, 4, (running(0, 99.5), running(1, 87.7))),
         "size": 8,
         "slowest": (Slow(10.02, "9/255/0", "passed_at_limit"), Slow(3.5, "2/31/4", "failed")),
         "stalled": 0.123,
@@ -66,7 +66,8 @@ def test_it_says_what_a_person_wants_to_know() -> None:
         "● earlier 10   ● passed 220   ● at limit 14   ● failed 310   ● wrong args 256",
         "● unjudged 1",
         "■■□□□□□□ 2 of 8 busy · 1 starting · 2 ready",
-        "12 % of the time waiting for a CPU · 2 judged again alone · 1 on a fresh sandbox",
+        "12 % of the time waiting for a CPU · 4 held back until a CPU has time",
+        "2 judged again alone · 1 on a fresh sandbox",
         "at most 212 MiB, by 102/4/1 · machine 3 GiB of 24 GiB",
         "10.0 s  9/255/0  at limit",
     ):
@@ -107,7 +108,7 @@ def test_nothing_known_yet() -> None:
 @given(st.integers(1, 200), st.integers(1, 60), st.integers(0, 40), st.text(), st.text())
 def test_it_fits_any_window(width: int, height: int, busy: int, note: str, beside: str) -> None:
     """No line reaches the last column, and there are never more than fit; the count stays."""
-    slots = Statistics(busy, 0, 0, 0, 0, tuple(running(slot, slot) for slot in range(busy)))
+    slots = Statistics(busy, 0, 0, 0, 0, 0, tuple(running(slot, slot) for slot in range(busy)))
     found = lines(a_sight(slots=slots, size=40, note=note, beside=beside), width, height)
     assert len(found) <= height
     assert all(line.cell_len < max(width, 2) for line in found)

@@ -262,10 +262,12 @@ def _contention(sight: Sight, width: int) -> list[Text]:
     stalled = "nothing executed yet"
     if sight.stalled is not None:
         stalled = f"{100 * sight.stalled:.0f} % of the time waiting for a CPU"
+    waiting = sight.slots.waiting if sight.slots else 0
     return _fact(
         "contention",
         width,
         stalled,
+        f"{waiting} held back until a CPU has time" if waiting else "",
         f"{sight.alone} judged again alone" if sight.alone else "",
         f"{sight.retried} on a fresh sandbox" if sight.retried else "",
     )
