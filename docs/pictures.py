@@ -7,6 +7,7 @@ headless Chromium. Nothing is drawn by hand, and nothing is fetched.
 import io
 import json
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -53,11 +54,13 @@ SHOTS = (
 def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     skip_without_chromium()
-    with tempfile.TemporaryDirectory(prefix="pictures-") as home:
-        first, second = Path(home, "runs", "first"), Path(home, "runs", "second")
-        live, said = judge(DEMO / "outputs.jsonl", first)
-        judge(revised(Path(home, "revised.jsonl")), second)
+    with tempfile.TemporaryDirectory(prefix="demo-") as home:
+        shutil.copytree(DEMO, Path(home, "demo"))  # so that no picture shows where we are
         names = (Path("runs", "first"), Path("runs", "second"))
+        first = Path(home, names[0])
+        live, said = judge(Path(home), "demo/outputs.jsonl", names[0])
+        revise(Path(home, "revised.jsonl"))
+        judge(Path(home), "revised.jsonl", names[1])
         compared = told(["report", *names], cwd=Path(home))
         save_terminal("live", "mlbench-exec run outputs.jsonl", live)
         save_terminal("summary", "mlbench-exec run outputs.jsonl", said)
@@ -68,17 +71,16 @@ def main() -> None:
         photograph(Path(home), first / "report.html", page)
 
 
-def judge(outputs: Path, folder: Path) -> tuple[list[Text], list[Text]]:
+def judge(home: Path, outputs: str, folder: Path) -> tuple[list[Text], list[Text]]:
     """Judge on a terminal: its screen in the midst of the run, and at the end."""
-    environments = folder.parent / "environments.toml"
-    environments.parent.mkdir(exist_ok=True)
-    text = (DEMO / "environments.toml.in").read_text()
-    environments.write_text(text.replace("@ROOT@", str(ROOT)).replace("@PYTHON@", sys.executable))
+    text = (DEMO / "environments.toml.in").read_text().replace("@PYTHON@", sys.executable)
+    text = text.replace("@ROOT@/examples", str(home))
+    (home / "environments.toml").write_text(text)
     command = [
-        *("run", outputs, "--dataset", DEMO / "rows.jsonl", "--environments", environments),
+        *("run", outputs, "--dataset", "demo/rows.jsonl", "--environments", "environments.toml"),
         *("--backend", "local", "--memory", "256m", "--concurrency", "2", "--out", folder),
     ]
-    with Terminal([EXECUTABLE, *command], columns=COLUMNS, lines=80) as terminal:
+    with Terminal([EXECUTABLE, *command], columns=COLUMNS, lines=80, cwd=home) as terminal:
         terminal.wait_for(lambda text: has_judged(text, 33))
         time.sleep(1)
         live = seen(terminal)
@@ -91,7 +93,7 @@ def has_judged(text: str, count: int) -> bool:
     return found is not None and int(found[1]) >= count
 
 
-def revised(path: Path) -> Path:
+def revise(path: Path) -> None:
     """The demo's outputs as a somewhat better model would have given them."""
     rows = [json.loads(line) for line in (DEMO / "rows.jsonl").read_text().splitlines()]
     gold = {(row["github_id"], row["id"]): row["output"] for row in rows}
@@ -103,7 +105,6 @@ def revised(path: Path) -> Path:
         row["output"].insert(0, row["output"].pop(1 + place % 4))
         lines.append(json.dumps(row) + "\n")
     path.write_text("".join(lines))
-    return path
 
 
 def told(arguments: Sequence[str | Path], *, cwd: Path, pipe: Path | None = None) -> list[Text]:
