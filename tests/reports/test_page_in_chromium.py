@@ -319,6 +319,7 @@ def test_a_comparison_opens_too(
     page = tmp_path / "compare.html"
     page.write_text(comparison_page(compare(run, run)))
     requested(browser)
+    log(browser, "browser")  # what earlier pages said
     before = listener.connections
     browser.get(page.as_uri())
     names = browser.find_elements(By.CSS_SELECTOR, ".figures tbody th")
