@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench parity hostile fuzz lint docs format images clean
+.PHONY: help demo test bench parity hostile fuzz lint docs pictures format images clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,6 +18,7 @@ help:
 	@echo "make fuzz     try 20,000 inputs on each reader, and the frame decoder for a minute"
 	@echo "make lint     check style, types, import directions and the agent's Python version"
 	@echo "make docs     build the documentation into site/"
+	@echo "make pictures make the documentation's pictures anew, from runs of the demo (Chromium)"
 	@echo "make format   put the code into its one form"
 	@echo "make images   build the images that the Docker tests use (root, debootstrap)"
 	@echo "make clean    remove $(VENV), runs/ and caches"
@@ -52,8 +53,12 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/vermin -t=3.7- --no-tips --violations src/mlbench_exec/agent
 
+# Not --quiet, which hides warnings from --strict too.
 docs: $(VENV)/.installed-docs
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
+pictures: $(VENV)/.installed-dev
+	PYTHONPATH=tests $(VENV)/bin/python docs/pictures.py
 
 format: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check --fix .

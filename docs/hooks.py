@@ -7,10 +7,12 @@ never left out. Links to files outside of docs/ become plain text: the site can'
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from mkdocs.structure.files import File, Files
+
+if TYPE_CHECKING:
+    from mkdocs.structure.files import Files
 
 DOCS = Path(__file__).parent
 ORDER = (
@@ -34,12 +36,14 @@ def on_config(config: Any) -> Any:
     return config
 
 
-def on_files(files: Files, config: Any) -> Files:
+def on_files(files: "Files", config: Any) -> "Files":
+    from mkdocs.structure.files import File
+
     files.append(File.generated(config, COMMANDS, content=commands_page()))
     return files
 
 
-def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Files) -> str:
+def on_page_markdown(markdown: str, *, page: Any, config: Any, files: "Files") -> str:
     """Unlink what lies outside of docs/."""
     folder = (DOCS / page.file.src_uri).parent
 

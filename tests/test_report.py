@@ -1,6 +1,7 @@
 import io
 import json
 from pathlib import Path
+from typing import get_args
 
 import anyio
 import pytest
@@ -10,6 +11,7 @@ from rich.console import Console, RenderableType
 
 from mlbench_exec.errors import RunFolderError
 from mlbench_exec.failures import Failure
+from mlbench_exec.pool import Statistics
 from mlbench_exec.report import (
     Progress,
     plain,
@@ -67,6 +69,19 @@ def tally() -> Tally:
 def summary() -> Summary:
     names = {9: "External-Attention-pytorch", 2: "bert[/]\x1b]0;title\x07"}
     return summarize(tally(), split_rows={9: 24, 2: 22}, names=names)
+
+
+def judged(status: Status) -> Verdict:
+    return Verdict(
+        github_id=9,
+        id=1,
+        index=0,
+        status=status,
+        passed=status in PASSING,
+        arguments_ok=True,
+        type_ok=True,
+        output_hash="h",
+    )
 
 
 def shown(renderable: RenderableType, width: int = 160) -> str:
@@ -170,14 +185,14 @@ def test_an_empty_run_has_a_summary() -> None:
 def test_progress_tells_rate_and_time_left() -> None:
     """Earlier verdicts are done, but only this run's make the rate."""
     clock = Clock()
-    progress = Progress(io.StringIO(), total=130, clock=clock)
-    assert progress.line() == "0/130"
+    slots = Statistics(3, 0, 0, 3)
+    progress = Progress(io.StringIO(), total=130, clock=clock, slots=lambda: slots, size=4)
+    assert progress.line() == "0/130  sandboxes 3/4"
     progress.resumed(10)
     clock.now_s = 2.0
     for _ in range(19):
-        progress.judged("passed")
+        progress.judged(judged("passed"))
     progress.unjudged()
-    progress.sandboxes = (3, 4)
     assert progress.line() == "30/130  10.0/s  10 s left  passed 19  unjudged 1  sandboxes 3/4"
     assert repr(progress).startswith("<Progress '30/130")
 
@@ -187,7 +202,7 @@ def test_progress_without_a_total_has_no_time_left() -> None:
     clock = Clock()
     progress = Progress(io.StringIO(), clock=clock)
     clock.now_s = 4.0
-    progress.judged("passed_at_limit")
+    progress.judged(judged("passed_at_limit"))
     assert progress.line() == "1  0.2/s  at limit 1"
 
 
@@ -198,28 +213,23 @@ def test_the_rate_is_that_of_the_last_minute() -> None:
     for second in range(1, 301):
         clock.now_s = float(second)
         for _ in range(10 if second > 200 else 1):
-            progress.judged("failed")
+            progress.judged(judged("failed"))
         progress.line()
     assert "  10.0/s  " in progress.line()
 
 
-def test_a_terminal_sees_one_line_and_a_file_sees_many() -> None:
-    """The line is rewritten in place on a terminal, cut to its width, and appended elsewhere."""
-    for live in (True, False):
-        stream = io.StringIO()
-        progress = Progress(stream, total=5, live=live, width=20, clock=Clock())
-        for status in ("passed", "failed", "killed"):
-            progress.judged(status)
-            progress.draw()
-            progress.draw()
-        progress.finish()
-        text = stream.getvalue()
-        assert text.count("\n") == (1 if live else 3)
-        assert text.count("\r") == (3 if live else 0)
-        if live:
-            assert all(len(part.strip()) < 20 for part in text.strip().split("\x1b[K"))
-        else:
-            assert "\x1b" not in text
+def test_a_file_gets_plain_lines() -> None:
+    """A line is appended where it says something new, and nothing that moves a cursor."""
+    stream = io.StringIO()
+    progress = Progress(stream, total=5, clock=Clock())
+    for status in get_args(Status)[:3]:
+        progress.judged(judged(status))
+        for _ in range(2):
+            progress.write(progress.line())
+    progress.finish(progress.line())
+    text = stream.getvalue()
+    assert text.count("\n") == 3
+    assert not set(text) & set("\x1b\r")
 
 
 @pytest.mark.asyncio
@@ -230,6 +240,6 @@ async def test_progress_is_shown_until_cancelled() -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(progress.show)
         await anyio.sleep(0.01)
-        progress.judged("passed")
+        progress.judged(judged("passed"))
         tasks.cancel_scope.cancel()
     assert stream.getvalue().startswith("1/1")

@@ -27,8 +27,10 @@ from mlbench_exec.commands.weights import weights
 from mlbench_exec.errors import InputError
 from mlbench_exec.options import engine_options, settings_from
 from mlbench_exec.report import (
+    PAGE,
     changes_csv,
     compare,
+    comparison_page,
     comparison_remarks,
     comparison_tables,
     load_run,
@@ -115,10 +117,10 @@ def run(
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["text", "md", "csv", "json"]),
+    type=click.Choice(["text", "md", "csv", "json", "html"]),
     default="text",
     show_default=True,
-    help="For people, for papers, or for scripts; csv has a line for each output.",
+    help="For people, papers or scripts; csv has a line for each output, html is one page.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 def report(folder: Path, other: Path | None, form: str, as_json: bool) -> None:
@@ -147,6 +149,8 @@ def _report(folder: Path, form: str) -> None:
             click.echo(to_markdown(folder.resolve().name, summary_tables(summary)), nl=False)
         case "csv":
             click.echo(run_csv(load_run(folder)), nl=False)
+        case "html":
+            click.echo((folder / PAGE).read_text(encoding="utf-8"), nl=False)
         case _:
             show(summary, form == "json")
     if form != "text":
@@ -167,6 +171,8 @@ def _compare(folder: Path, other: Path, form: str) -> None:
             click.echo(changes_csv(found), nl=False)
         case "json":
             click.echo(to_json(found), nl=False)
+        case "html":
+            click.echo(comparison_page(found), nl=False)
         case _:
             console().print(render_tables(tables, [title, *remarks]))
 

@@ -46,6 +46,7 @@ def conclude(
     """Show how a run ended; its exit code."""
     show(outcome.summary, as_json)
     say(f"Everything is in {folder}/")
+    say(f"To look at it, open {folder}/report.html")
     if outcome.usable == 0:
         say(f"{program}: {_why_nothing(outcome, folder)}")
     return exit_code(outcome)
@@ -75,7 +76,9 @@ def console() -> Console:
 
 
 def say(text: str) -> None:
-    click.echo(text, err=True)
+    """Write a line to stderr; above the live view, where one is drawn."""
+    sys.stderr.write(text + "\n")  # click would go around what the view put in its place
+    sys.stderr.flush()
 
 
 class Failures:

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import time
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
@@ -33,7 +34,7 @@ from mlbench_exec.errors import (
 )
 from mlbench_exec.handover import Handover
 from mlbench_exec.patience import Patience, pause_s
-from mlbench_exec.pool import SPARES, Pool, Statistics
+from mlbench_exec.pool import SPARES, Pool, Running, Statistics
 from mlbench_exec.samples import Key, Sample
 from mlbench_exec.sandbox import Backend, Job, Observation
 from mlbench_exec.schedule import Chain, Execution
@@ -107,6 +108,7 @@ class Engine:
         self._checked: set[str] = set()  # environments that are here, as far as can be seen
         self._noted: set[tuple[str, str]] = set()  # by environment: why it isn't faster
         self._refused: dict[str, str] = {}  # by environment: why it can't be opened
+        self._running: dict[int, Running] = {}  # by slot
         self._patience = Patience(self.settings.patience_s)
         self._pool: Pool | None = None
         self._tasks: TaskGroup | None = None
@@ -172,10 +174,11 @@ class Engine:
         return self._patience.waited_s
 
     def statistics(self) -> Statistics:
-        """How the sandboxes stand at this moment."""
+        """How the sandboxes stand at this moment, and what they run."""
         if self._pool is None:
             return Statistics(0, 0, 0, 0)
-        return self._pool.statistics()
+        running = tuple(self._running.values())
+        return msgspec.structs.replace(self._pool.statistics(), running=running)
 
     async def __aenter__(self) -> Self:
         if self._tasks is not None:
@@ -377,7 +380,7 @@ class Engine:
             await anyio.sleep(pause_s(attempt))
             try:
                 observation, slot, started_at = await self._observe(
-                    job, fresh=attempt > 1, alone=alone
+                    job, execution, fresh=attempt > 1, alone=alone
                 )
             except EnvironmentUnusable as error:
                 return self._unjudged(execution, "environment", str(error))
@@ -426,7 +429,9 @@ class Engine:
         await anyio.sleep(wait_s)
         return True
 
-    async def _observe(self, job: Job, *, fresh: bool, alone: bool) -> tuple[Observation, int, str]:
+    async def _observe(
+        self, job: Job, execution: Execution, *, fresh: bool, alone: bool
+    ) -> tuple[Observation, int, str]:
         """Borrow a sandbox and run the job; an environment that can't be opened stays refused."""
         pool, name = self._pool, job.environment.name
         if pool is None:  # left while this was under way in another task
@@ -441,11 +446,14 @@ class Engine:
             async with pool.lend(job.environment, fresh=fresh, alone=alone) as lease:
                 started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
                 try:
+                    self._running[lease.slot] = _running(execution, lease.slot)
                     observation = await lease.sandbox.run(job, lease.tell)
                     self._log_notes(name, observation)
                     return observation, lease.slot, started_at
                 except EnvironmentUnusable as error:  # the sandbox itself is as good as before
                     unusable = error
+                finally:
+                    self._running.pop(lease.slot, None)
         except EnvironmentUnusable as error:
             self._refused[name] = str(error)
             raise
@@ -490,6 +498,12 @@ class Engine:
                 has_passed = has_passed or (isinstance(outcome, Verdict) and outcome.passed)
                 shared[execution.code_hash] = outcome
                 yield outcome
+
+
+def _running(execution: Execution, slot: int) -> Running:
+    github_id, row_id = execution.sample.key
+    index = execution.indices[0]
+    return Running(slot=slot, github_id=github_id, id=row_id, index=index, since_s=time.monotonic())
 
 
 def _look_for_weights(folder: Path) -> tuple[Manifest, frozenset[str]]:

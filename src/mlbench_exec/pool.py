@@ -20,6 +20,16 @@ SPARES = 4  # single-use sandboxes kept ready beyond those in use
 LEFT = "the engine or pool was left: its sandboxes are gone"
 
 
+class Running(msgspec.Struct, frozen=True, kw_only=True):
+    """What a slot executes at this moment; `since_s` is on the clock of `time.monotonic`."""
+
+    slot: int
+    github_id: int
+    id: int
+    index: int
+    since_s: float
+
+
 class Statistics(msgspec.Struct, frozen=True):
     """How the pool stands. A slot is in one of these states, or free."""
 
@@ -29,6 +39,7 @@ class Statistics(msgspec.Struct, frozen=True):
     opened: int  # ever
     opening: int = 0  # at this moment, of those that are lent or refilled
     waiting: int = 0  # borrowers, for the CPUs to have time
+    running: tuple[Running, ...] = ()  # of those that are lent; only the engine knows what
 
 
 class Lease(msgspec.Struct, frozen=True):

@@ -249,9 +249,15 @@ class Evaluation:
 
     async def _judge(self, engine: Engine, journal: Journal, tally: Tally) -> int:
         unjudged = 0
-        progress = Progress(self._stderr, total=self._total, beside=self._beside)
+        progress = Progress(
+            self._stderr,
+            total=self._total,
+            slots=engine.statistics,
+            size=engine.size,
+            note=lambda: _note(engine),
+            beside=self._beside,
+        )
         progress.resumed(self._done)
-        progress.note = lambda: _note(engine)
         async with _in_background(progress.show):
             for rejected in engine.dataset.rejected if engine.dataset else ():
                 unjudged += 1
@@ -269,14 +275,12 @@ class Evaluation:
                 if isinstance(outcome, Verdict):
                     await journal.append(outcome)
                     _count(tally, outcome)
-                    progress.judged(outcome.status)
+                    progress.judged(outcome)
                 else:
                     unjudged += 1
                     await journal.append_unjudged(outcome)
                     tally.add_unjudged(outcome)
                     progress.unjudged()
-                statistics = engine.statistics()
-                progress.sandboxes = (statistics.lent, engine.size)
             self._usable = len(stream.rows)
             for key, outputs in stream.rows.items():
                 tally.declare(key, outputs)
@@ -489,8 +493,7 @@ def _note(engine: Engine) -> str:
     """What a person who looks at the progress should know besides."""
     if engine.lost_s:
         return f"{engine.backend.name} doesn't answer for {engine.lost_s:.0f} s: waiting for it"
-    opening = engine.statistics().opening
-    return f"starting {opening}" if opening else ""
+    return ""
 
 
 @asynccontextmanager

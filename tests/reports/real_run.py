@@ -31,10 +31,10 @@ def hostile(number: int, address: str) -> str:
 
 
 def code_of(number: int, address: str) -> str:
-    """One output of a row: the first is executed, of others one in four; bash, which is quick."""
+    """One output of a row: the first is executed, of others one in ten; bash, which is quick."""
     row, index = divmod(number, OUTPUTS)
     text = hostile(row, address)
-    if index > 1 or (index == 1 and row % 4):
+    if index > 1 or (index == 1 and row % 10):
         if index == 4:  # names the script, but not as a command
             return f"echo number run.sh\n# {text}\n"
         return f"# no argument named, run.sh {text}\n"
@@ -49,7 +49,7 @@ def code_of(number: int, address: str) -> str:
             return head + f"no-such-command-{row % 3} {quoted}\n"
         case 3:
             return head + "kill -SEGV $$\n"
-        case 5 if row % 3 == 0:
+        case 5 if row % 9 == 0:
             return head + "sleep 20\n"
         case 6 if row % 3 == 0:
             return head + PYTHON.format(text=json.dumps(text))

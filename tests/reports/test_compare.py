@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from mlbench_exec import load_run
 from mlbench_exec.cli import main
-from mlbench_exec.journal import DatasetFacts
+from mlbench_exec.journal import DatasetFacts, RepoFacts
 from mlbench_exec.report import Comparison, compare
 from mlbench_exec.verdicts import Status, Unjudged
 from reports.folders import REPOS, Row, verdict, write_run
@@ -142,3 +143,35 @@ def test_for_papers_and_scripts(folders: tuple[Path, Path]) -> None:
     assert len(lines) == 6
     assert lines[0]["after"] == "passed"
     assert json.loads(report(*folders, "--format", "json").stdout)["pass_k"]["pass1"]["gained"] == 1
+
+
+def test_as_a_page(folders: tuple[Path, Path], found: Comparison) -> None:
+    """One file without a script: figures, chances, where, and every output that changed."""
+    page = report(*folders, "--format", "html").stdout
+    assert page.startswith("<!DOCTYPE html>")
+    figures = dict(re.findall(r'data-figure="(\w+)">\s*([-+.\d]+)', page))
+    for name in ("pass1", "pass2", "pass5"):
+        one = found.pass_k[name]
+        assert one.before is not None
+        assert one.after is not None
+        assert float(figures[name]) == pytest.approx(100 * (one.after - one.before), abs=0.01)
+        assert float(figures[name.replace("pass", "chance")]) == pytest.approx(
+            one.chance, abs=0.001
+        )
+    for change in found.outputs:
+        assert f"<code>{change.github_id}/{change.id}/{change.index}</code>" in page
+    assert 'aria-label="4 lost, 2 gained"' in page
+    assert "default-src &#39;none&#39;" in page
+    assert not re.search(r"(?i)<script|https?://|url\(|@import|<link|<img|\bsrc=|\bon\w+=", page)
+
+
+def test_a_page_of_foreign_names(tmp_path: Path) -> None:
+    """What a repository is called is text in the page, every character of it visible."""
+    repos = {9: RepoFacts(name="<img src=x onerror=alert(1)>\u202e&", rows=24)}
+    facts = DatasetFacts(source="s", split="full", digest="d", repos=repos)
+    rows: dict[tuple[int, int], list[Status]] = {(9, 1): ["passed"]}
+    first = write_run(tmp_path / "a", rows, dataset=facts)
+    second = write_run(tmp_path / "b", {(9, 1): ["failed"]}, dataset=facts)
+    page = report(first, second, "--format", "html").stdout
+    assert page.count("&lt;img src=x onerror=alert(1)&gt;\\u202e&amp;") == 3
+    assert "<img" not in page

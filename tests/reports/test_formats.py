@@ -18,13 +18,18 @@ def report(*arguments: Any) -> Result:
     return result
 
 
+NO_SUCH_FILE = """Traceback (most recent call last):
+FileNotFoundError: [Errno 2] No such file or directory: 'a|b<script>*x*\x9b2J\u202e'
+"""
+
+
 def a_run(folder: Path) -> Path:
     return write_run(
         folder,
         {(9, 1): ["passed", "failed"], (2, 7): ["killed", "failed"]},
         verdicts=[
             verdict((2, 8), 0, "failed", error="=cmd|' /C calc'!A0", stdout="secret " * 9),
-            verdict((2, 8), 1, "failed", error="a|b<script>*x*\x1b[2J"),
+            verdict((2, 8), 1, "failed", stderr=NO_SUCH_FILE),
         ],
     )
 
@@ -35,8 +40,9 @@ def test_markdown(tmp_path: Path) -> None:
     assert "| pass@1 | 33.33 % | 3.85 % |" in text
     assert "| External\\-Attention" not in text
     assert "| External-Attention-pytorch | 1 | 2 | 100.00 % |" in text
-    assert "a\\|b\\<script\\>\\*x\\*\\\\x1b\\[2J" in text
-    assert "\x1b" not in text
+    shown = "a\\|b\\<script\\>\\*x\\*\\\\x9b2J\\\\u202e"
+    assert f"| missing file | FileNotFoundError | {shown} | bert | 1 |" in text
+    assert not set(text) & set("\x9b\u202e")
 
 
 def test_csv(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
 from acceptance.command import Command, Line
+from mlbench_exec.report import compare, comparison_page, load_run
 from reports.browser import Listener, chromium, log, requested, skip_without_chromium
 from reports.real_run import HOSTILE, REPOS, make_run
 
@@ -108,6 +109,13 @@ def test_figures_are_those_of_the_summary(opened: webdriver.Chrome, real_run: Co
     for status, count in summary["statuses"].items():
         if count:
             assert figure(opened, f"status-{status}") == f"{count:,}"
+    kinds = Counter[str]()
+    for failures in summary["failures"].values():
+        for one in failures:
+            kinds[one["kind"]] += one["count"]
+    assert len(kinds) > 3
+    for kind, count in kinds.items():
+        assert figure(opened, f"failure-{kind}") == str(count)
     assert list(summary["repos"]) == list(REPOS.values())
     for github_id, repo in enumerate(summary["repos"].values(), start=1):
         assert figure(opened, f"repo-{github_id}") == f"{100 * repo['pass5']['rate']:.1f}"
@@ -138,8 +146,19 @@ def test_filters(opened: webdriver.Chrome, real_run: Command) -> None:
     assert shows(opened, len(both))
     opened.find_element(By.CSS_SELECTOR, "#filters button[type=reset]").click()
     assert shows(opened, 1300)
-    opened.find_element(By.CSS_SELECTOR, 'button[data-error="CommandNotFound"]').click()
-    assert shows(opened, sum(line["error"] == "CommandNotFound" for line in verdicts))
+    opened.find_element(By.CSS_SELECTOR, 'button[data-failure="command_not_found"]').click()
+    unknown = [line for line in verdicts if line["error"] == "CommandNotFound"]
+    assert shows(opened, len(unknown))
+    way = next(
+        one
+        for one in opened.find_elements(By.CSS_SELECTOR, "button.way")
+        if one.text == "command not found no-such-command-2"
+    )
+    repo = int(way.get_attribute("data-repo") or 0)
+    way.click()
+    named = [line for line in unknown if "no-such-command-2:" in line["stderr"]]
+    assert shows(opened, sum(line["github_id"] == repo for line in named))
+    assert 0 < shown(opened) < len(unknown)
     opened.find_element(By.CSS_SELECTOR, "#filters button[type=reset]").click()
     opened.find_element(By.ID, "f-text").send_keys("no-such-command-2")
     assert shows(opened, sum("no-such-command-2" in line["stderr"] for line in verdicts))
@@ -292,6 +311,26 @@ def test_light_and_dark(opened: webdriver.Chrome) -> None:
     assert seen[0] == seen[2] != seen[1]
 
 
+def test_a_comparison_opens_too(
+    browser: webdriver.Chrome, real_run: Command, tmp_path: Path, listener: Listener
+) -> None:
+    """`report A B --format html` shows hostile names as text, runs nothing and fetches nothing."""
+    run = load_run(real_run.folder)
+    page = tmp_path / "compare.html"
+    page.write_text(comparison_page(compare(run, run)))
+    requested(browser)
+    log(browser, "browser")  # what earlier pages said
+    before = listener.connections
+    browser.get(page.as_uri())
+    names = browser.find_elements(By.CSS_SELECTOR, ".figures tbody th")
+    assert [one.text for one in names] == list(REPOS.values())
+    assert figure(browser, "pass5") == "+0.00 points"
+    assert browser.execute_script("return window.seen") == []
+    assert set(requested(browser)) == {page.as_uri()}
+    assert listener.connections == before
+    assert [one for one in log(browser, "browser") if "favicon" not in one["message"]] == []
+
+
 def test_a_link_opens_its_output(browser: webdriver.Chrome, page: Path) -> None:
     """report.html#GITHUB_ID/ID/INDEX shows that output, opened."""
     browser.get("about:blank")
@@ -300,7 +339,9 @@ def test_a_link_opens_its_output(browser: webdriver.Chrome, page: Path) -> None:
     assert key.text == "2/13 · 4"
 
 
-ELEMENTS = "return [...document.querySelectorAll('body *')].map((one) => one.tagName)"
+ELEMENTS = """
+return [...new Set([...document.querySelectorAll('body *')].map((one) => one.tagName))]
+"""
 OPEN_ALL = """
 let count = 0;
 for (;;) {

@@ -1,10 +1,11 @@
 """Reports: the result files, and what a person or a script reads of a run."""
 
 from mlbench_exec.report.compare import Comparison, compare
+from mlbench_exec.report.compare_page import comparison_page
 from mlbench_exec.report.files import write_results, write_summary
 from mlbench_exec.report.formats import changes_csv, run_csv, to_json, to_markdown
 from mlbench_exec.report.loaded import Run, load_run
-from mlbench_exec.report.page import write_page
+from mlbench_exec.report.page import PAGE, write_page
 from mlbench_exec.report.progress import Progress
 from mlbench_exec.report.tables import comparison_remarks, comparison_tables, summary_tables
 from mlbench_exec.report.terminal import (
@@ -16,11 +17,13 @@ from mlbench_exec.report.terminal import (
 )
 
 __all__ = [
+    "PAGE",
     "Comparison",
     "Progress",
     "Run",
     "changes_csv",
     "compare",
+    "comparison_page",
     "comparison_remarks",
     "comparison_tables",
     "load_run",

@@ -11,29 +11,66 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from mlbench_exec.scores import STATUSES, Estimate
 from mlbench_exec.verdicts import Status
 
-__all__ = ["Histogram", "Timeline", "interval", "share", "stacked_bar"]
+__all__ = ["Histogram", "Timeline", "difference", "interval", "share", "stacked_bar", "swing"]
 
 _NUMBER = {status: number for number, status in enumerate(STATUSES)}
 WIDTH, HEIGHT = 520.0, 190.0
 LEFT, BOTTOM, TOP = 38.0, 30.0, 8.0
+LABELLED = 5  # steps of an axis that have a label: as many as a narrow window has room for
 
 
-def interval(estimate: Estimate) -> str:
-    """A dot at the estimate and a line over its interval, on a scale from 0 to 100 %."""
+def interval(estimate: Estimate, rate: float | None = None) -> str:
+    """A dot at the estimate, a line over its interval, and a mark at another rate: 0 to 100 %."""
     low, at, high = (2 + 196 * value for value in (estimate.low, estimate.rate, estimate.high))
     label = (
-        f"{100 * estimate.rate:.1f} %, 95 % interval "
+        f"unbiased {100 * estimate.rate:.1f} %, 95 % interval "
         f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f} %"
     )
+    mark = ""
+    if rate is not None:
+        label += f"; as ML-Bench counts {100 * rate:.1f} %"
+        mark = f'<path class="mark" d="M{2 + 196 * rate:.2f} 12l-3 5h6z"/>'
     ticks = "".join(
-        f'<line class="tick" x1="{2 + 196 * i / 4:g}" x2="{2 + 196 * i / 4:g}" y1="10" y2="14"/>'
+        f'<line class="tick" x1="{2 + 196 * i / 4:g}" x2="{2 + 196 * i / 4:g}" y1="10" y2="12"/>'
         for i in range(5)
     )
     return (
-        f'<svg class="interval" viewBox="0 0 200 16" role="img" aria-label="{label}">'
-        f'<line class="axis" x1="2" x2="198" y1="12" y2="12"/>{ticks}'
+        f'<svg class="interval" viewBox="0 0 200 18" role="img" aria-label="{label}">'
+        f'<line class="axis" x1="2" x2="198" y1="12" y2="12"/>{ticks}{mark}'
         f'<line class="range" x1="{low:.2f}" x2="{high:.2f}" y1="6" y2="6"/>'
         f'<circle class="dot" cx="{at:.2f}" cy="6" r="4"/></svg>'
+    )
+
+
+def difference(low: float, at: float, high: float) -> str:
+    """A dot at a difference of rates and a line over its interval; zero is in the middle."""
+    most = max(0.05, abs(low), abs(high))
+    x_low, x_at, x_high = (100 + 96 * value / most for value in (low, at, high))
+    label = (
+        f"{100 * at:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f} points, "
+        f"on a scale from {-100 * most:.1f} to {100 * most:+.1f}"
+    )
+    return (
+        f'<svg class="interval" viewBox="0 0 200 20" role="img" aria-label="{label}">'
+        '<line class="axis" x1="2" x2="198" y1="12" y2="12"/>'
+        '<line class="zero" x1="100" x2="100" y1="0" y2="12"/>'
+        f'<text class="scale" x="2" y="19">{-100 * most:.0f}</text>'
+        '<text class="scale" x="100" y="19" text-anchor="middle">0</text>'
+        f'<text class="scale" x="198" y="19" text-anchor="end">{100 * most:+.0f}</text>'
+        f'<line class="range" x1="{x_low:.2f}" x2="{x_high:.2f}" y1="6" y2="6"/>'
+        f'<circle class="dot" cx="{x_at:.2f}" cy="6" r="4"/></svg>'
+    )
+
+
+def swing(lost: int, gained: int, most: int) -> str:
+    """What was lost to the left of a middle line, what was gained to the right of it."""
+    left, right = (490 * count / max(most, 1) for count in (lost, gained))
+    return (
+        '<svg class="bar" viewBox="0 0 1000 10" preserveAspectRatio="none" height="10" '
+        f'role="img" aria-label="{lost} lost, {gained} gained">'
+        f'<rect class="s-failed" x="{497 - left:.1f}" width="{left:.1f}" y="0" height="10"/>'
+        f'<rect class="s-passed" x="503" width="{right:.1f}" y="0" height="10"/>'
+        '<rect class="middle" x="498" width="4" y="0" height="10"/></svg>'
     )
 
 
@@ -108,7 +145,9 @@ class Histogram:
                     f'width="{max(step - 1, 0.5):.2f}" height="{count * scale:.2f}">'
                     f"<title>{words(low)} to {words(high)}: {count} {status}</title></rect>"
                 )
-        for power in range(math.floor(first / powers), math.ceil(last / powers) + 1):
+        low_power, high_power = math.floor(first / powers), math.ceil(last / powers)
+        every = math.ceil((high_power - low_power) / LABELLED)
+        for power in range(low_power, high_power + 1, every):
             x = LEFT + (power * powers - first) * step
             anchor = "end" if x > WIDTH - 30 else "middle"
             parts.append(

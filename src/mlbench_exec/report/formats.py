@@ -28,7 +28,7 @@ def to_markdown(title: str, tables: Iterable[TextTable], remarks: Iterable[str] 
     parts = [f"# {_escaped(title)}"]
     parts += [f"- {_escaped(remark)}" for remark in remarks]
     for table in tables:
-        aligned = ["---", *["---:"] * (len(table.columns) - 1)]
+        aligned = [*["---"] * table.names, *["---:"] * (len(table.columns) - table.names)]
         lines = [_line(table.columns, escape=True), _line(aligned, escape=False)]
         lines += [_line(row, escape=True) for row in table.rows]
         parts += [f"\n## {_escaped(table.title)}\n", *lines]

@@ -5,28 +5,27 @@ and its script shows it as text. The policy in its head refuses every other scri
 request. Its size is bounded, however long the run was.
 """
 
-import base64
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from mlbench_exec.errors import RunFolderError
+from mlbench_exec.failures import Failure, classify
 from mlbench_exec.journal import Manifest, load_run, read_unjudged, read_verdicts
 from mlbench_exec.report import charts
 from mlbench_exec.report.details import highlighted, shortened
 from mlbench_exec.report.explain import why
-from mlbench_exec.report.progress import duration
+from mlbench_exec.report.failed import KINDS, about, by_kind, ranked
 from mlbench_exec.report.sources import Samples, read_programs, read_samples
+from mlbench_exec.report.templates import generate
 from mlbench_exec.report.terminal import plain
+from mlbench_exec.report.words import duration, size
 from mlbench_exec.samples import Key, Sample
-from mlbench_exec.scores import STATUSES, Summary, summarize
+from mlbench_exec.scores import STATUSES, FailureCount, Summary, summarize
 from mlbench_exec.verdicts import Status, Unjudged, Verdict
 
 __all__ = ["PAGE", "embedded", "write_page"]
@@ -39,7 +38,8 @@ INSTRUCTION_CHARS = 3000
 DETAILS_CHARS = 8_000_000  # of all together; what comes after has figures alone
 HIGHLIGHTED_CHARS = 2_000_000
 UNJUDGED = -1  # in the place of a status's number
-ERRORS = 15
+FAILURES = 12
+SHELL = frozenset({"CommandNotFound", "NoSuchFile", "PermissionDenied"})  # the kind says it
 REASONS = 30
 
 WORDS: Mapping[Status, str] = {
@@ -54,7 +54,7 @@ WORDS: Mapping[Status, str] = {
 }
 COLUMNS = (
     *("github_id", "id", "index", "status", "repo", "exit_code", "signal", "limit", "wall_s"),
-    *("counted_s", "cpu_s", "stalled_s", "peak_memory_bytes", "error", "slot", "attempts"),
+    *("counted_s", "cpu_s", "stalled_s", "peak_memory_bytes", "failure", "slot", "attempts"),
     *("contended", "warm", "started_at", "stdout_bytes", "stderr_bytes"),
 )
 
@@ -96,10 +96,16 @@ def write_page(folder: Path, samples: Samples | None = None) -> list[str]:
         "columns": COLUMNS,
         "rows": content.rows,
         "repos": content.repos,
+        "kinds": KINDS,
+        "failures": [
+            [one.kind, plain(about(one.error, one.detail), limit=80).plain]
+            for one in content.failures
+        ],
         "statuses": {status: WORDS[status] for status in STATUSES},
     }
-    text = _template().generate(
-        **_assets(),
+    text = generate(
+        "report.html.j2",
+        script="report.js",
         **_context(folder, manifest, summary, content),
         problems=problems,
         data=embedded(data),
@@ -116,6 +122,7 @@ class _Content:
         self.outputs = 0
         self.rows: list[list[Any]] = []
         self.repos: dict[int, str] = {}
+        self.failures: dict[Failure, int] = {}  # numbered, as rows name them
         self.hashes: set[str] = set()
         self.cut = 0
         self.times = charts.Histogram(base=10, per_bin=0.1)
@@ -159,7 +166,8 @@ class _Content:
         self._name_repo(verdict.github_id)
         fields = msgspec.structs.asdict(verdict)
         fields["repo"] = verdict.github_id
-        fields["error"] = None if verdict.error is None else plain(verdict.error).plain
+        failure = classify(verdict)
+        fields["failure"] = failure and self.failures.setdefault(failure, len(self.failures))
         fields["status"] = STATUSES.index(verdict.status)
         for field in ("wall_s", "counted_s", "cpu_s", "stalled_s"):
             fields[field] = None if fields[field] is None else round(fields[field], 4)
@@ -225,6 +233,7 @@ def _context(
     folder: Path, manifest: Manifest, summary: Summary, content: _Content
 ) -> dict[str, Any]:
     verdict_settings = manifest.verdict_settings
+    failures = ranked(summary)
     return {
         "title": plain(folder.resolve().name or str(folder)).plain,
         "summary": summary,
@@ -234,7 +243,7 @@ def _context(
         "created": manifest.created_at[:16].replace("T", " "),
         "version": manifest.versions.get("mlbench-exec", ""),
         "intervals": {
-            name: charts.interval(one)
+            name: charts.interval(one, summary.submitted[name].rate)
             for name, one in (summary.unbiased or {}).items()
             if one is not None
         },
@@ -244,19 +253,34 @@ def _context(
             for name, repo in summary.repos.items()
         },
         "names": {name: plain(name, limit=80).plain for name in summary.repos},
-        "errors": [
-            (plain(name).plain, count, charts.share(count, max(summary.errors.values())))
-            for name, count in list(summary.errors.items())[:ERRORS]
+        "kinds": [
+            (kind, KINDS.get(kind, kind), count, charts.share(count, by_kind(summary)[0][1]))
+            for kind, count in by_kind(summary)
         ],
-        "more_errors": max(0, len(summary.errors) - ERRORS),
+        "failures": [_way(summary, name, one, content) for name, one in failures[:FAILURES]],
+        "more_failures": max(0, len(failures) - FAILURES),
         "reasons": [
             (one.count, one.kind, plain(one.reason, limit=500).plain, plain(one.place or "").plain)
             for one in summary.unjudged_reasons[:REASONS]
         ],
         "times": content.times.svg("Time of an execution", _time_words),
-        "memory": content.memory.svg("Peak memory of an execution", _memory_words),
+        "memory": content.memory.svg("Peak memory of an execution", size),
         "timeline": content.timeline.svg(),
         "took": duration(summary.timings.wall_s) if summary.timings.wall_s else None,
+    }
+
+
+def _way(summary: Summary, repo: str, one: FailureCount, content: _Content) -> dict[str, Any]:
+    """One way to fail in one repository; `number` where outputs in the table show it."""
+    failure = Failure(kind=one.kind, error=one.error, detail=one.detail)  # type: ignore[arg-type]
+    return {
+        "kind": KINDS.get(failure.kind, one.kind),
+        "error": plain(one.error or "", limit=60).plain if one.error not in SHELL else "",
+        "detail": plain(one.detail or "", limit=80).plain,
+        "repo": repo,
+        "github_id": summary.repos[repo].github_ids[0] if repo in summary.repos else None,
+        "count": one.count,
+        "number": content.failures.get(failure),
     }
 
 
@@ -276,7 +300,7 @@ def _facts(manifest: Manifest, settings: Mapping[str, Any]) -> list[tuple[str, s
         "started": manifest.created_at,
         "continued": ", ".join(manifest.resumed_at),
         "backend": settings.get("backend"),
-        "limits": ", ".join(f"{name} {value}" for name, value in limits.items()),
+        "limits": ", ".join(_limit_words(name, value) for name, value in limits.items()),
         "time limit": settings.get("time_limit_s") or "each environment's own",
         "network": settings.get("network"),
         "until pass": "yes" if manifest.until_pass else "no",
@@ -289,47 +313,19 @@ def _facts(manifest: Manifest, settings: Mapping[str, Any]) -> list[tuple[str, s
     return [(name, plain(value, limit=600).plain) for name, value in facts.items() if value]
 
 
+def _limit_words(name: str, value: object) -> str:
+    words = name.removesuffix("_bytes").replace("_", " ")
+    if value is None:
+        return f"{words} unlimited"
+    return f"{words} {size(value) if name.endswith('_bytes') and isinstance(value, int) else value}"
+
+
 def embedded(value: object) -> str:
     """JSON for the inside of a `script` element: nothing in it can end the element."""
     text = msgspec.json.encode(value).decode()
     for character in ("<", ">", "&", "\u2028", "\u2029"):
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
-
-
-@cache
-def _assets() -> dict[str, str]:
-    assets = resources.files("mlbench_exec.report") / "assets"
-    style = (assets / "report.css").read_text(encoding="utf-8")
-    script = (assets / "report.js").read_text(encoding="utf-8")
-    policy = (
-        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    return {"style": style, "script": script, "policy": policy}
-
-
-def _hash(text: str) -> str:
-    digest = hashlib.sha256(text.encode()).digest()
-    return f"'sha256-{base64.b64encode(digest).decode()}'"
-
-
-@cache
-def _template():  # type: ignore[no-untyped-def]
-    # Imported late: commands that make no page don't pay for it.
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("mlbench_exec.report", "assets"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = lambda rate: "-" if rate is None else f"{100 * rate:.2f} %"
-    environment.filters["short"] = lambda rate: "-" if rate is None else f"{100 * rate:.1f}"
-    environment.filters["many"] = lambda count, what: f"{count:,} {what}{'' if count == 1 else 's'}"
-    return environment.get_template("report.html.j2")
 
 
 def _seconds(moment: str | None) -> float | None:
@@ -343,14 +339,6 @@ def _time_words(seconds: float) -> str:
     if seconds < 0.995:
         return f"{1000 * seconds:.3g} ms"
     return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:.3g} min"
-
-
-def _memory_words(size: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.3g} {unit}"
-        size /= 1024
-    return f"{size:.3g} TiB"
 
 
 def _write(path: Path, parts: Iterator[str]) -> None:

@@ -5,34 +5,37 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from mlbench_exec.report.compare import Comparison, PassChange, RepoChange, UnbiasedChange
-from mlbench_exec.report.progress import LABELS
+from mlbench_exec.report.failed import KINDS, ranked
+from mlbench_exec.report.words import LABELS
 from mlbench_exec.scores import Summary, Total
 
 __all__ = ["TextTable", "chance_words", "comparison_remarks", "comparison_tables", "summary_tables"]
 
-TOP_ERRORS = 20
+TOP_FAILURES = 20
 TOP_CHANGES = 40
 
 
 class TextTable(msgspec.Struct, frozen=True, kw_only=True):
-    """The first column holds names, the others figures. Texts may be foreign: escape them."""
+    """The first columns hold names, the others figures. Texts may be foreign: escape them."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+    names: int = 1  # columns of names
 
 
 def summary_tables(summary: Summary) -> list[TextTable]:
-    """Totals, repositories, statuses, errors, and reasons for missing verdicts."""
+    """Totals, repositories, statuses, failures, and reasons for missing verdicts."""
     tables = [_totals(summary), _repos(summary), _statuses(summary)]
-    if summary.errors:
-        tables.append(_counts("Errors", "error", summary.errors, TOP_ERRORS))
+    if summary.failures:
+        tables.append(_failures(summary))
     if summary.unjudged_reasons:
         tables.append(
             TextTable(
                 title="Without a verdict",
                 columns=("reason", "kind", "times"),
+                names=2,
                 rows=tuple(
                     (one.reason, one.kind, str(one.count)) for one in summary.unjudged_reasons[:20]
                 ),
@@ -95,12 +98,17 @@ def _statuses(summary: Summary) -> TextTable:
     )
 
 
-def _counts(title: str, what: str, counts: Mapping[str, int], top: int) -> TextTable:
-    named = list(counts.items())
-    rows = [(name, str(count)) for name, count in named[:top]]
-    if named[top:]:
-        rows.append((f"and {len(named) - top} more", str(sum(count for _, count in named[top:]))))
-    return TextTable(title=title, columns=(what, "outputs"), rows=tuple(rows))
+def _failures(summary: Summary) -> TextTable:
+    found = ranked(summary)
+    rows = [
+        (KINDS.get(one.kind, one.kind), one.error or "", one.detail or "", name, str(one.count))
+        for name, one in found[:TOP_FAILURES]
+    ]
+    if left := found[TOP_FAILURES:]:
+        rest = sum(one.count for _, one in left)
+        rows.append((f"and {len(left)} other ways", "", "", "", str(rest)))
+    columns = ("kind", "error", "what", "repository", "outputs")
+    return TextTable(title="Failures", columns=columns, rows=tuple(rows), names=4)
 
 
 def comparison_tables(found: Comparison) -> list[TextTable]:
@@ -211,12 +219,14 @@ def _flips(found: Comparison) -> Iterable[TextTable]:
     if found.rows:
         yield TextTable(
             title="Rows that flipped",
-            columns=("repository", "github_id", "id", "pass@k", "from", "to"),
+            columns=("repository", "from", "to", "pass@k", "github_id", "id"),
+            names=3,
             rows=_top(
                 [
                     (
-                        *(one.repo, str(one.github_id), str(one.id), f"pass@{one.k}"),
+                        one.repo,
                         *("passed" if side else "failed" for side in (one.before, one.after)),
+                        *(f"pass@{one.k}", str(one.github_id), str(one.id)),
                     )
                     for one in found.rows
                 ]
@@ -225,13 +235,14 @@ def _flips(found: Comparison) -> Iterable[TextTable]:
     if found.outputs:
         yield TextTable(
             title="Outputs whose status changed",
-            columns=("repository", "github_id", "id", "index", "from", "to", "same code"),
+            columns=("repository", "from", "to", "same code", "github_id", "id", "index"),
+            names=4,
             rows=_top(
                 [
                     (
-                        *(one.repo, str(one.github_id), str(one.id), str(one.index)),
-                        *(one.before or "no verdict", one.after or "no verdict"),
+                        *(one.repo, one.before or "no verdict", one.after or "no verdict"),
                         "yes" if one.same_code else "no",
+                        *(str(one.github_id), str(one.id), str(one.index)),
                     )
                     for one in found.outputs
                 ]

@@ -13,8 +13,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mlbench_exec.report.progress import LABELS, duration
+from mlbench_exec.report.failed import KINDS, ranked
 from mlbench_exec.report.tables import TextTable
+from mlbench_exec.report.words import LABELS, duration
 from mlbench_exec.scores import Estimate, Summary, Total
 from mlbench_exec.verdicts import Status
 
@@ -69,7 +70,9 @@ def render_tables(tables: Iterable[TextTable], remarks: Iterable[str] = ()) -> R
     for one in tables:
         table = Table(title=one.title, title_justify="left", caption_justify="left")
         for position, name in enumerate(one.columns):
-            table.add_column(name, justify="right" if position else "left", overflow="fold")
+            table.add_column(
+                name, justify="right" if position >= one.names else "left", overflow="fold"
+            )
         for row in one.rows:
             table.add_row(*(plain(cell) for cell in row))
         parts.append(table)
@@ -166,16 +169,14 @@ def _counts(title: str, what: str, counts: Mapping[Status, int]) -> Table:
 
 def _failures(summary: Summary) -> Table:
     """Over all repositories, the most frequent first: what failed, and what it was about."""
-    found = sorted(
-        ((name, one) for name, failures in summary.failures.items() for one in failures),
-        key=lambda pair: -pair[1].count,
-    )
+    found = ranked(summary)
     table = Table(title="Failures", title_justify="left")
     table.add_column("outputs", justify="right")
     for column in ("kind", "error", "what", "repository"):
         table.add_column(column)
     for name, one in found[:TOP_FAILURES]:
-        texts = (one.kind.replace("_", " "), one.error or "", one.detail or "", name)
+        kind = KINDS.get(one.kind, one.kind)
+        texts = (kind, one.error or "", one.detail or "", name)
         table.add_row(str(one.count), *(plain(text, limit=80) for text in texts))
     left = found[TOP_FAILURES:]
     if left:

@@ -28,6 +28,11 @@
     while (value >= 1024 && power < 4) { value /= 1024; power += 1; }
     return `${value >= 100 || power === 0 ? value.toFixed(0) : value.toFixed(1)} ${units[power]}`;
   };
+  const failure = (number) => {
+    const [kind, what] = data.failures[number];
+    return what ? `${data.kinds[kind]}: ${what}` : data.kinds[kind];
+  };
+  const failureOf = (row) => (row[column.failure] === null ? "" : failure(row[column.failure]));
   const exit = (row) =>
     row[column.signal] !== null ? `signal ${row[column.signal]}` : row[column.exit_code] ?? "–";
 
@@ -39,7 +44,7 @@
     { name: "CPU", value: (row) => row[column.cpu_s] },
     { name: "memory", value: (row) => row[column.peak_memory_bytes] },
     { name: "exit", value: (row) => row[column.exit_code] },
-    { name: "error", value: (row) => row[column.error], text: true },
+    { name: "failure", value: (row) => failureOf(row) || null, text: true },
   ];
 
   // What is shown: a filter, an order, a page.
@@ -48,7 +53,7 @@
   let shown = [];
   const open = new Set();
   const filters = { text: byId("f-text"), status: byId("f-status"), repo: byId("f-repo"),
-    error: byId("f-error") };
+    failure: byId("f-failure") };
 
   const compare = (a, b) => {
     if (a === null || b === null) return a === b ? 0 : a === null ? 1 : -1; // unknown comes last
@@ -62,12 +67,17 @@
 
   const matches = (number, text) => {
     const row = data.rows[number];
-    if (`${keyOf(row)} ${repoOf(row)} ${row[column.error] ?? ""}`.toLowerCase().includes(text))
+    if (`${keyOf(row)} ${repoOf(row)} ${failureOf(row)}`.toLowerCase().includes(text))
       return true;
     const detail = details().outputs[number];
     const code = detail.code ? detail.code.filter((_, place) => place % 2).join("") : "";
     return [detail.stdout, detail.stderr, detail.why, code].some(
       (one) => one && one.toLowerCase().includes(text));
+  };
+
+  const failedSo = (row, wanted) => {
+    const number = row[column.failure];
+    return number !== null && (String(number) === wanted || data.failures[number][0] === wanted);
   };
 
   const select = () => {
@@ -76,7 +86,7 @@
     data.rows.forEach((row, number) => {
       if (filters.status.value && statusOf(row) !== filters.status.value) return;
       if (filters.repo.value && String(row[column.repo]) !== filters.repo.value) return;
-      if (filters.error.value && row[column.error] !== filters.error.value) return;
+      if (filters.failure.value && !failedSo(row, filters.failure.value)) return;
       if (text && !matches(number, text)) return;
       shown.push(number);
     });
@@ -121,7 +131,7 @@
     line.append(first, cut(repoOf(row)), status,
       make("td", seconds(row[column.wall_s])), make("td", seconds(row[column.cpu_s])),
       make("td", size(row[column.peak_memory_bytes])), make("td", exit(row)),
-      cut(row[column.error] ?? ""));
+      cut(failureOf(row)));
     if (!open.has(number)) return [line];
     return [line, unfold(line, key, number)];
   };
@@ -237,17 +247,29 @@
   for (const status of [...statuses, "unjudged"])
     if (present.has(status)) option(filters.status, status, label(status));
   for (const [number, name] of Object.entries(data.repos)) option(filters.repo, number, name);
-  const errors = new Map();
-  for (const row of data.rows)
-    if (row[column.error] !== null)
-      errors.set(row[column.error], (errors.get(row[column.error]) ?? 0) + 1);
-  for (const [name, count] of [...errors].sort((a, b) => b[1] - a[1]).slice(0, 200))
-    option(filters.error, name, `${name} (${count})`);
+  const failures = new Map(); // by kind: how often, and the ways to fail so
+  for (const row of data.rows) {
+    const number = row[column.failure];
+    if (number === null) continue;
+    const kind = data.failures[number][0];
+    const known = failures.get(kind) ?? { count: 0, ways: new Map() };
+    known.count += 1;
+    known.ways.set(number, (known.ways.get(number) ?? 0) + 1);
+    failures.set(kind, known);
+  }
+  for (const [kind, { count, ways }] of [...failures].sort((a, b) => b[1].count - a[1].count)) {
+    const group = make("optgroup");
+    group.label = data.kinds[kind];
+    option(group, kind, `any ${data.kinds[kind]} (${count})`);
+    for (const [number, times] of [...ways].sort((a, b) => b[1] - a[1]).slice(0, 50))
+      option(group, number, `${failure(number)} (${times})`);
+    filters.failure.append(group);
+  }
 
   const form = byId("filters");
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("input", select);
-  for (const one of [filters.status, filters.repo, filters.error])
+  for (const one of [filters.status, filters.repo, filters.failure])
     one.addEventListener("change", select);
   form.addEventListener("reset", () => setTimeout(select));
   byId("previous").addEventListener("click", () => { page -= 1; draw(); });
@@ -256,16 +278,18 @@
     const key = event.target.closest?.(".key");
     if (key) toggle(key);
   });
-  const only = (name, value) => {
+  const names = ["status", "repo", "failure"];
+  const only = ({ dataset }) => {
     form.reset();
-    filters[name].value = value;
+    const given = names.filter((name) => dataset[name] !== undefined);
+    for (const name of given) filters[name].value = dataset[name];
     select();
     byId("outputs").scrollIntoView();
-    filters[name].focus({ preventScroll: true });
+    filters[given[0]].focus({ preventScroll: true });
   };
-  for (const name of ["status", "repo", "error"])
-    document.querySelectorAll(`button[data-${name}]`).forEach((button) =>
-      button.addEventListener("click", () => only(name, button.dataset[name])));
+  const buttons = names.map((name) => `button[data-${name}]`).join();
+  document.querySelectorAll(buttons).forEach((button) =>
+    button.addEventListener("click", () => only(button)));
 
   const root = document.documentElement;
   byId("theme").addEventListener("click", () => {
