@@ -233,8 +233,6 @@ class Interpreters:
         if name in self._warm:
             self._warm[name] = found = self._warm.pop(name)
             return found if one.language == "python" or found.fronts else None
-        if not modules:
-            return None
         self._seen[name] = self._seen.get(name, 0) + 1
         if name in self.notes or (self._seen[name] < 2 and not modules):
             return None

@@ -409,7 +409,7 @@ class DockerBackend:
 
     def _warm_bytes(self, environment: Environment, *, nested: bool) -> int:
         """For warm interpreters: none where nothing is preloaded, or snippets could use it."""
-        return self._preload_bytes if nested and environment.preload else 0
+        return (self._preload_bytes if environment.preload else min(self._preload_bytes, 64 << 20)) if nested else 0
 
     def _setup(self, environment: Environment, hello: wire.Hello, *, nested: bool) -> wire.Setup:
         staged = [

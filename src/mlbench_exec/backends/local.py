@@ -126,7 +126,7 @@ class LocalBackend:
         stash, variables = await self._surroundings(environment)
         try:
             # No room for warm interpreters where there are none: snippets could use it.
-            warm_bytes = self._preload_bytes if environment.preload else 0
+            warm_bytes = self._preload_bytes if environment.preload else min(self._preload_bytes, 64 << 20)
             return await self._start(stash, variables, environment.workdir, slot, warm_bytes)
         except NestingRefused as error:
             raise SandboxFailed(f"the kernel refused a sandbox: {error}") from error
