@@ -42,7 +42,7 @@ from mlbench_exec.verdicts import Unjudged, Verdict
 from mlbench_exec.weights import Manifest, Missing, Store, load_manifest, missing, mounted
 
 ATTEMPTS = 3
-NOTES_LOGGED = 100
+NOTES_KEPT = 20  # of an environment
 NOT_OPEN = "the engine is not open: use `async with Engine(...)`"
 Outcome = Verdict | Unjudged
 Judged = Mapping[Key, Mapping[int, bool]]  # by row and index: whether it passed
@@ -104,7 +104,8 @@ class Engine:
         self._backend = self._given_backend = backend
         self._run_name = run_name
         self._checked: set[str] = set()  # environments that are here, as far as can be seen
-        self._noted: set[tuple[str, str]] = set()  # by environment: why it isn't faster
+        self.not_warm: dict[str, tuple[str, ...]] = {}  # by environment: what can't be, and why
+        self._ran_again: set[str] = set()  # environments of which that was said
         self._refused: dict[str, str] = {}  # by environment: why it can't be opened
         self._patience = Patience(self.settings.patience_s)
         self._pool: Pool | None = None
@@ -452,10 +453,14 @@ class Engine:
 
     def _log_notes(self, name: str, observation: Observation) -> None:
         """What keeps an environment from being fast is said once."""
+        known = self.not_warm.get(name, ())
         for note in observation.notes:
-            if (name, note) not in self._noted and len(self._noted) < NOTES_LOGGED:
-                self._noted.add((name, note))
+            if note not in known and len(known) < NOTES_KEPT:
+                known = self.not_warm[name] = (*known, note)
                 log.warning("not_warm", environment=name, reason=note)
+        if observation.ran_again and name not in self._ran_again:
+            self._ran_again.add(name)
+            log.warning("ran_again_cold", environment=name, reason=observation.ran_again)
 
     def _unjudged(self, execution: Execution, kind: str, reason: str) -> tuple[Outcome, ...]:
         sample = execution.sample

@@ -230,6 +230,8 @@ class Interpreters:
         name, modules = environment["name"], tuple(environment["preload"])
         if not self.most_bytes or not world.nested or why_cold(one) is not None:
             return None
+        if one.language == "bash" and not modules:
+            return None  # a front takes longer than what a bare interpreter saves
         if name in self._warm:
             self._warm[name] = found = self._warm.pop(name)
             return found if one.language == "python" or found.fronts else None
