@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Hashable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,9 +39,11 @@ from mlbench_exec.schedule import Chain, Execution
 from mlbench_exec.settings import Settings
 from mlbench_exec.submissions import Rejected, Submission, as_submissions, output_hash, screen
 from mlbench_exec.verdicts import Unjudged, Verdict
+from mlbench_exec.waiting import Waiting
 from mlbench_exec.weights import Manifest, Missing, Store, load_manifest, missing, mounted
 
 ATTEMPTS = 3
+LOOK_AHEAD = 4  # chains that wait for each worker, so that an environment's come together
 NOTES_KEPT = 20  # of an environment
 NOT_OPEN = "the engine is not open: use `async with Engine(...)`"
 Outcome = Verdict | Unjudged
@@ -558,12 +560,11 @@ class VerdictStream:
         was_left = True
         try:
             with self._scope:
-                send, receive = anyio.create_memory_object_stream[Chain](0)
+                waiting = Waiting(LOOK_AHEAD * self._workers)
                 async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(self._feed_all, send)
-                    with receive:
-                        for _ in range(self._workers):
-                            tasks.start_soon(self._work, receive.clone())
+                    tasks.start_soon(self._feed_all, waiting)
+                    for _ in range(self._workers):
+                        tasks.start_soon(self._work, waiting)
             was_left = False
         except* Exception as group:  # noqa: BLE001 - handed to the consumer
             self._failure = _first(group)
@@ -573,14 +574,16 @@ class VerdictStream:
             self._send.close()
             self._ended.set()
 
-    async def _feed_all(self, send: MemoryObjectSendStream[Chain]) -> None:
+    async def _feed_all(self, waiting: Waiting) -> None:
         """Where the submissions raise, what they gave before is judged still."""
         try:
-            await self._feed(send)
+            await self._feed(waiting)
         except Exception as error:  # noqa: BLE001 - handed to the consumer
             self._failure = error
+        finally:
+            waiting.close()
 
-    async def _feed(self, send: MemoryObjectSendStream[Chain]) -> None:
+    async def _feed(self, waiting: Waiting) -> None:
         settings = self._engine.settings
         samples = self._engine.samples
         screened = screen(
@@ -589,16 +592,15 @@ class VerdictStream:
             split=settings.split,
             bad_rows=self._engine.bad_rows,
         )
-        with send:
-            async with contextlib.aclosing(screened) as rows:
-                async for row in rows:
-                    if isinstance(row, Rejected):
-                        await self._send.send(_rejected(row))
-                        continue
-                    self.rows[row.key] = len(row.outputs)
-                    await self._feed_row(row, send)
+        async with contextlib.aclosing(screened) as rows:
+            async for row in rows:
+                if isinstance(row, Rejected):
+                    await self._send.send(_rejected(row))
+                    continue
+                self.rows[row.key] = len(row.outputs)
+                await self._feed_row(row, waiting)
 
-    async def _feed_row(self, row: Submission, send: MemoryObjectSendStream[Chain]) -> None:
+    async def _feed_row(self, row: Submission, waiting: Waiting) -> None:
         settings = self._engine.settings
         plan = schedule.plan(
             row,
@@ -610,15 +612,17 @@ class VerdictStream:
         decided: tuple[Outcome, ...] = (*plan.verdicts, *plan.unjudged)
         for outcome in decided:
             await self._send.send(outcome)
+        environment = self._engine.environment_of(row.key[0])
         for chain in plan.chains:
-            await send.send(chain)
+            await waiting.put(environment and environment.name, chain)
 
-    async def _work(self, receive: MemoryObjectReceiveStream[Chain]) -> None:
-        with receive:
-            async for chain in receive:
-                async with contextlib.aclosing(self._engine.judge_chain(chain)) as outcomes:
-                    async for outcome in outcomes:
-                        await self._send.send(outcome)
+    async def _work(self, waiting: Waiting) -> None:
+        name: Hashable = None  # of the environment that the last chain ran in
+        while (taken := await waiting.take(name)) is not None:
+            name, chain = taken
+            async with contextlib.aclosing(self._engine.judge_chain(chain)) as outcomes:
+                async for outcome in outcomes:
+                    await self._send.send(outcome)
 
 
 def _rejected(row: Rejected) -> Unjudged:
