@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 ROOT = ""  # what is executed while no module is
 KEPT_OPEN = {0, 1, 2}
-# Of `sys`: what every import, or starting a program, changes.
-SYS_CHANGES = {"argv", "orig_argv", "modules", "path", "path_importer_cache", "last_exc"}
+# Of `sys`: what every import, starting a program, or its last exception changes.
+SYS_CHANGES = {"argv", "orig_argv", "modules", "path", "path_importer_cache"}
+SYS_CHANGES |= {"last_exc", "last_type", "last_value", "last_traceback"}
 # Of importlib's own modules: what `import importlib` changes, and what we replace meanwhile.
 IMPORTLIB = ("_frozen_importlib", "_frozen_importlib_external")
 IMPORTLIB_CHANGES = {"__name__", "__package__", "__file__", "__loader__", "_find_and_load"}
