@@ -1,23 +1,31 @@
 """Warm interpreters on every CPython from 3.7 on that this machine has."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from test_agent_versions import interpreters
 
+from test_agent_versions import interpreters
 from warm.programs import COLD, PROGRAMS
 from warm.test_same import PRELOAD, Place, compare, direct, opened, seen, through_bash
 
 HERE = [pytest.param(path, id="{}.{}".format(*version)) for version, path in interpreters().items()]
-FEW = ("main_globals", "argv", "stack", "exit_text", "traceback", "package_dependency", "del_at_exit")
+FEW = (
+    "main_globals",
+    "argv",
+    "stack",
+    "exit_text",
+    "traceback",
+    "package_dependency",
+    "del_at_exit",
+)
 
 
 @pytest.fixture(scope="module", params=HERE)
-def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    number = [one.values[0] for one in HERE].index(request.param)
-    folder = tmp_path_factory.mktemp("version")
-    yield from opened(folder, request.param, PRELOAD, slot=10 + 2 * number)
+def place(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Place]:
+    slot = 10 + 2 * list(HERE).index(request.param)
+    yield from opened(tmp_path_factory.mktemp("version"), HERE[request.param], PRELOAD, slot)
 
 
 @pytest.mark.slow

@@ -55,11 +55,12 @@ def start(sources):
         sys.modules[module.__name__] = module
         setattr(sys.modules[package], name, module)
         exec(compile(sources[name], "<" + module.__name__ + ">", "exec"), module.__dict__)
+    add("aspects")
     add("preload")
     ahead = modules["preload"].Ahead(baseline)
     ahead.recorder.start()
     for name in sources:
-        if name != "preload":
+        if name not in modules:
             add(name)
     modules["warm"].main(ahead)
     return has_its_own
