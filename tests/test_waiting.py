@@ -1,3 +1,5 @@
+from collections.abc import Hashable
+
 import anyio
 import pytest
 
@@ -23,11 +25,9 @@ async def test_a_worker_stays_with_an_environment() -> None:
     for number, name in enumerate("abcabc"):
         await waiting.put(name, chain(number))
     waiting.close()
-    taken = []
-    name: object = "b"
-    while (found := await waiting.take(name)) is not None:
-        name = found[0]
-        taken.append((name, found[1][0].sample.id))
+    taken = list[tuple[Hashable, int]]()
+    while (found := await waiting.take(taken[-1][0] if taken else "b")) is not None:
+        taken.append((found[0], found[1][0].sample.id))
     assert taken == [("b", 1), ("b", 4), ("a", 0), ("a", 3), ("c", 2), ("c", 5)]
 
 

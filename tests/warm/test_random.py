@@ -1,11 +1,12 @@
 """Random states after a preloaded import are those of a fresh one."""
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from warm.test_same import Place, opened
+from warm.test_same import opened
 
 PYTHON = os.environ.get("MLBENCH_EAP_PYTHON")
 LOOK = """
@@ -28,9 +29,7 @@ print(random.random(), numpy.random.rand(), torch.rand(1).item())
 def test_numpy_and_torch_are_seeded_as_after_a_fresh_import(tmp_path: Path) -> None:
     """What is seeded comes out the same warm and cold; what isn't, differs between snippets."""
     assert PYTHON is not None
-    places = opened(tmp_path, PYTHON, ("numpy", "torch"), slot=40)
-    place: Place = next(places)
-    try:
+    with contextmanager(opened)(tmp_path, PYTHON, ("numpy", "torch"), slot=40) as place:
         cold, warm = (place.run(how, "python", LOOK) for how in ("cold", "warm"))
         assert (warm.warm, warm.notes, cold.stderr, warm.stderr) == (True, (), "", "")
         assert warm.stdout == cold.stdout
@@ -38,5 +37,3 @@ def test_numpy_and_torch_are_seeded_as_after_a_fresh_import(tmp_path: Path) -> N
         assert all(one.warm for one in drawn)
         first, second = (one.stdout.split() for one in drawn)
         assert not set(first) & set(second)
-    finally:
-        places.close()
