@@ -9,6 +9,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,40 +30,17 @@ class Written(msgspec.Struct, frozen=True, kw_only=True):
     summaries: dict[str, Summary]
 
 
-def measurements(cores: int, quick: bool) -> dict[str, Callable[[], tuple[Any, Summary]]]:
-    """By name: measures, and sums up."""
-
-    def of_overhead() -> tuple[Any, Summary]:
-        measured = overhead.measure(cores, quick=quick)
-        return measured, overhead.summarize(measured)
-
-    def of_torch() -> tuple[Any, Summary]:
-        ways = torch_rows.measure(quick=quick)
-        return ways, torch_rows.summarize(ways)
-
-    def of_slots() -> tuple[Any, Summary]:
-        found = slots.measure(quick=quick)
-        return found, slots.summarize(found)
-
-    def of_scale() -> tuple[Any, Summary]:
-        found = scale.measure(quick=quick)
-        return found, scale.summarize(found)
-
-    def of_startup() -> tuple[Any, Summary]:
-        found = startup.measure(quick=quick)
-        return found, startup.summarize(found)
-
-    def of_corpus() -> tuple[Any, Summary]:
-        measured = corpus.measure(quick=quick)
-        return measured, corpus.summarize(measured)
-
+def measurements(
+    cores: int, quick: bool
+) -> dict[str, tuple[Callable[[], Any], Callable[[Any], Summary]]]:
+    """By name: what measures, and what sums up what that found."""
     return {
-        "overhead": of_overhead,
-        "torch": of_torch,
-        "slots": of_slots,
-        "scale": of_scale,
-        "startup": of_startup,
-        "corpus": of_corpus,
+        "overhead": (partial(overhead.measure, cores, quick=quick), overhead.summarize),
+        "torch": (partial(torch_rows.measure, quick=quick), torch_rows.summarize),
+        "slots": (partial(slots.measure, quick=quick), slots.summarize),
+        "scale": (partial(scale.measure, quick=quick), scale.summarize),
+        "startup": (partial(startup.measure, quick=quick), startup.summarize),
+        "corpus": (partial(corpus.measure, quick=quick), corpus.summarize),
     }
 
 
@@ -83,7 +61,9 @@ def main(arguments: list[str]) -> int:
     for name in names:
         started = time.monotonic()
         print(f"{name} …", file=sys.stderr, flush=True)  # noqa: T201
-        measured[name], summaries[name] = known[name]()
+        measure, summarize = known[name]
+        measured[name] = measure()
+        summaries[name] = summarize(measured[name])
         took = time.monotonic() - started
         print(f"{name}: measured in {took:.0f} s", file=sys.stderr, flush=True)  # noqa: T201
         written = Written(machine=here, quick=asked.quick, measured=measured, summaries=summaries)

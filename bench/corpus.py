@@ -7,7 +7,7 @@ import msgspec
 
 from bench import places, torch_rows
 from bench.figures import Figure, Summary
-from bench.judging import KNOWS_PRELOAD, NOT_WARM, Judged, Request, Row, judge
+from bench.judging import NOT_WARM, Judged, Request, Row, judge
 from bench.peers import Serial, one_after_another
 from bench.places import ROOT, Place
 
@@ -88,7 +88,7 @@ def _compare(
     environments = "".join(place.toml for place in all_places)
     found: list[tuple[str, int, Judged]] = []
     for concurrency in concurrencies:
-        for warm in (False, True) if KNOWS_PRELOAD else (False,):
+        for warm in (False, True):
             request = Request(
                 environments=environments,
                 backend="local",

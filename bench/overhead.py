@@ -5,7 +5,7 @@ import msgspec
 from bench import floors, peers, places
 from bench.figures import Figure, Summary, Target, median, ratio, steady_rate
 from bench.floors import NOTHING, Rate
-from bench.judging import KNOWS_PRELOAD, NOT_WARM, Judged, Request, Row, judge
+from bench.judging import NOT_WARM, Judged, Request, Row, judge
 
 CONCURRENCIES = (1, 8, 32)
 COUNTS = {1: 100, 8: 480, 32: 800}
@@ -143,8 +143,6 @@ def _engine(
     backend: str, concurrency: int, count: int, *, warm: bool, fresh: bool = False
 ) -> Point:
     way = f"{backend} {'fresh' if fresh else 'warm' if warm else 'cold'}"
-    if warm and not KNOWS_PRELOAD:
-        return Point(way=way, concurrency=concurrency, note=NOT_WARM)
     with places.plain(backend) as place:
         request = Request(
             environments=place.toml,

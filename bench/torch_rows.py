@@ -11,7 +11,7 @@ import msgspec
 
 from bench import places
 from bench.figures import Figure, Summary, Target, median, ratio
-from bench.judging import KNOWS_PRELOAD, NOT_WARM, Judged, Request, Row, judge
+from bench.judging import NOT_WARM, Judged, Request, Row, judge
 from bench.places import Place
 
 GITHUB_ID = 9
@@ -95,8 +95,6 @@ def _once(code: str, place: Place, path: str) -> tuple[float, float]:
 
 def _engine(rows: list[Row], place: Place, warm: bool) -> Way:
     name = "warm" if warm else "cold"
-    if warm and not KNOWS_PRELOAD:
-        return Way(name=name, note=NOT_WARM)
     request = Request(
         environments=place.toml,
         backend="local",

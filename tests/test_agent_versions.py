@@ -26,7 +26,7 @@ def _version(python: str) -> tuple[int, int] | None:
     return int(major), int(minor)
 
 
-def _interpreters() -> dict[tuple[int, int], str]:
+def interpreters() -> dict[tuple[int, int], str]:
     """One interpreter for each version that is here: on PATH, or among pyenv's."""
     names = [f"python3.{minor}" for minor in range(7, 20)]
     found = [path for name in names if (path := shutil.which(name))]
@@ -40,7 +40,7 @@ def _interpreters() -> dict[tuple[int, int], str]:
 @pytest.mark.asyncio
 @pytest.mark.parametrize(
     "python",
-    [pytest.param(path, id="{}.{}".format(*version)) for version, path in _interpreters().items()],
+    [pytest.param(path, id="{}.{}".format(*version)) for version, path in interpreters().items()],
 )
 async def test_the_agent_runs_on_this_interpreter(python: str, tmp_path: Path) -> None:
     """It serves python and bash, sees what they print and how they end, and keeps the limit."""

@@ -487,6 +487,20 @@ class Source:
 
 
 @pytest.mark.asyncio
+async def test_what_runs_in_one_environment_is_kept_together() -> None:
+    """Rows that take turns between two environments don't: one slot would open for each of them."""
+    samples = {one.key: one for n in range(40) for one in (sample(1, n), sample(2, n))}
+    backend = FakeBackend(play)
+    engine = Engine(
+        Settings(concurrency=1), samples=samples, environments=ENVIRONMENTS, backend=backend
+    )
+    async with engine:
+        rows = [row(n, "ok", github_id=github_id) for n in range(40) for github_id in (1, 2)]
+        assert len(verdicts(await judge(engine, *rows))) == 80
+    assert backend.statistics().opens <= 25
+
+
+@pytest.mark.asyncio
 async def test_a_slow_consumer_stops_the_reading() -> None:
     """Submissions are read only a little ahead of what is taken."""
     source, backend = Source(), FakeBackend(play)
@@ -495,7 +509,7 @@ async def test_a_slow_consumer_stops_the_reading() -> None:
         for taken in range(1, 30):
             await anext(stream)
             await settle()
-            assert source.read <= taken + 2 + 2 + 2  # buffered, in workers' hands, being fed
+            assert source.read <= taken + 2 + 2 + 2 + 8  # buffered, held, being fed, waiting
             assert len(backend.jobs) <= source.read
         assert engine.statistics().lent == 0  # nobody holds a sandbox while it waits
         await stream.aclose()

@@ -143,6 +143,21 @@ async def test_another_environment_takes_the_place_of_the_least_recently_used() 
 
 
 @pytest.mark.asyncio
+async def test_an_environment_comes_back_to_a_sandbox_that_knows_it() -> None:
+    """Where several environments share sandboxes: what is warm for one of them stays in use."""
+    backend = FakeBackend(key=lambda environment: "one image")
+    async with Pool(backend, 2) as pool:
+        async with holding(pool, "a", "b") as (of_a, of_b):
+            assert of_a.slot != of_b.slot
+        for name, slot in (("a", of_a.slot), ("b", of_b.slot), ("b", of_b.slot), ("a", of_a.slot)):
+            async with holding(pool, name) as (lease,):
+                assert lease.slot == slot
+        async with holding(pool, "c") as (of_c,):
+            assert of_c.slot in {of_a.slot, of_b.slot}
+        assert pool.statistics().opened == 2
+
+
+@pytest.mark.asyncio
 async def test_a_fresh_sandbox_is_none_that_served_before() -> None:
     """A retry gets a new sandbox even where an idle one waits, and within the size."""
     backend = FakeBackend()

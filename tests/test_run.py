@@ -317,6 +317,29 @@ async def test_broken_sandboxes_are_logged(place: Place) -> None:
     ]
 
 
+@pytest.mark.asyncio
+async def test_what_cannot_be_warm_is_said_with_the_reason(place: Place) -> None:
+    """In the log once, in the manifest, at the end, and in the header when the run goes on."""
+    reason = "slow is not preloaded: it starts threads"
+
+    def noted(job: Job) -> Observation:
+        return observation(notes=(reason,), ran_again="import slow: x was changed before")
+
+    said = io.StringIO()
+    await place.judge([line(1, "ok", "ok")], backend=FakeBackend(noted), stderr=said)
+    assert [(one["event"], one["reason"]) for one in place.lines("log.jsonl")] == [
+        ("not_warm", reason),
+        ("ran_again_cold", "import slow: x was changed before"),
+    ]
+    manifest = json.loads((place.run / "manifest.json").read_text())
+    assert manifest["not_warm"] == {"one": [reason]}
+    assert f"one: {reason}\n" in said.getvalue()
+    said = io.StringIO()
+    await place.judge([line(1, "ok", "ok"), line(2, "ok")], stderr=said)
+    assert f"one: {reason}" in said.getvalue()
+    assert json.loads((place.run / "manifest.json").read_text())["not_warm"] == {"one": [reason]}
+
+
 # Where rows come from.
 
 

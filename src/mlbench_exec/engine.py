@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Hashable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,6 @@ import anyio.to_thread
 import msgspec
 import structlog
 from anyio.abc import TaskGroup
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from mlbench_exec import rules, schedule
 from mlbench_exec.backends.docker import DockerBackend
@@ -41,10 +40,12 @@ from mlbench_exec.schedule import Chain, Execution
 from mlbench_exec.settings import Settings
 from mlbench_exec.submissions import Rejected, Submission, as_submissions, output_hash, screen
 from mlbench_exec.verdicts import Unjudged, Verdict
+from mlbench_exec.waiting import Waiting
 from mlbench_exec.weights import Manifest, Missing, Store, load_manifest, missing, mounted
 
 ATTEMPTS = 3
-NOTES_LOGGED = 100
+LOOK_AHEAD = 4  # chains that wait for each worker, so that an environment's come together
+NOTES_KEPT = 20  # of an environment
 NOT_OPEN = "the engine is not open: use `async with Engine(...)`"
 Outcome = Verdict | Unjudged
 Judged = Mapping[Key, Mapping[int, bool]]  # by row and index: whether it passed
@@ -106,7 +107,8 @@ class Engine:
         self._backend = self._given_backend = backend
         self._run_name = run_name
         self._checked: set[str] = set()  # environments that are here, as far as can be seen
-        self._noted: set[tuple[str, str]] = set()  # by environment: why it isn't faster
+        self.not_warm: dict[str, tuple[str, ...]] = {}  # by environment: what can't be, and why
+        self._ran_again: set[str] = set()  # environments of which that was said
         self._refused: dict[str, str] = {}  # by environment: why it can't be opened
         self._running: dict[int, Running] = {}  # by slot
         self._patience = Patience(self.settings.patience_s)
@@ -461,10 +463,14 @@ class Engine:
 
     def _log_notes(self, name: str, observation: Observation) -> None:
         """What keeps an environment from being fast is said once."""
+        known = self.not_warm.get(name, ())
         for note in observation.notes:
-            if (name, note) not in self._noted and len(self._noted) < NOTES_LOGGED:
-                self._noted.add((name, note))
+            if note not in known and len(known) < NOTES_KEPT:
+                known = self.not_warm[name] = (*known, note)
                 log.warning("not_warm", environment=name, reason=note)
+        if observation.ran_again and name not in self._ran_again:
+            self._ran_again.add(name)
+            log.warning("ran_again_cold", environment=name, reason=observation.ran_again)
 
     def _unjudged(self, execution: Execution, kind: str, reason: str) -> tuple[Outcome, ...]:
         sample = execution.sample
@@ -537,21 +543,22 @@ class VerdictStream(Handover[Outcome]):
 
     async def make(self) -> None:
         """Read, plan, execute, hand over."""
-        send, receive = anyio.create_memory_object_stream[Chain](0)
+        waiting = Waiting(LOOK_AHEAD * self.size)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._feed_all, send)
-            with receive:
-                for _ in range(self.size):
-                    tasks.start_soon(self._work, receive.clone())
+            tasks.start_soon(self._feed_all, waiting)
+            for _ in range(self.size):
+                tasks.start_soon(self._work, waiting)
 
-    async def _feed_all(self, send: MemoryObjectSendStream[Chain]) -> None:
+    async def _feed_all(self, waiting: Waiting) -> None:
         """Where the submissions raise, what they gave before is judged still."""
         try:
-            await self._feed(send)
+            await self._feed(waiting)
         except Exception as error:  # noqa: BLE001 - handed to the consumer
             self._failure = error
+        finally:
+            waiting.close()
 
-    async def _feed(self, send: MemoryObjectSendStream[Chain]) -> None:
+    async def _feed(self, waiting: Waiting) -> None:
         settings = self._engine.settings
         samples = self._engine.samples
         screened = screen(
@@ -560,16 +567,15 @@ class VerdictStream(Handover[Outcome]):
             split=settings.split,
             bad_rows=self._engine.bad_rows,
         )
-        with send:
-            async with contextlib.aclosing(screened) as rows:
-                async for row in rows:
-                    if isinstance(row, Rejected):
-                        await self._send.send(_rejected(row))
-                        continue
-                    self.rows[row.key] = len(row.outputs)
-                    await self._feed_row(row, send)
+        async with contextlib.aclosing(screened) as rows:
+            async for row in rows:
+                if isinstance(row, Rejected):
+                    await self._send.send(_rejected(row))
+                    continue
+                self.rows[row.key] = len(row.outputs)
+                await self._feed_row(row, waiting)
 
-    async def _feed_row(self, row: Submission, send: MemoryObjectSendStream[Chain]) -> None:
+    async def _feed_row(self, row: Submission, waiting: Waiting) -> None:
         settings = self._engine.settings
         plan = schedule.plan(
             row,
@@ -581,15 +587,17 @@ class VerdictStream(Handover[Outcome]):
         decided: tuple[Outcome, ...] = (*plan.verdicts, *plan.unjudged)
         for outcome in decided:
             await self._send.send(outcome)
+        environment = self._engine.environment_of(row.key[0])
         for chain in plan.chains:
-            await send.send(chain)
+            await waiting.put(environment and environment.name, chain)
 
-    async def _work(self, receive: MemoryObjectReceiveStream[Chain]) -> None:
-        with receive:
-            async for chain in receive:
-                async with contextlib.aclosing(self._engine.judge_chain(chain)) as outcomes:
-                    async for outcome in outcomes:
-                        await self._send.send(outcome)
+    async def _work(self, waiting: Waiting) -> None:
+        name: Hashable = None  # of the environment that the last chain ran in
+        while (taken := await waiting.take(name)) is not None:
+            name, chain = taken
+            async with contextlib.aclosing(self._engine.judge_chain(chain)) as outcomes:
+                async for outcome in outcomes:
+                    await self._send.send(outcome)
 
 
 def _rejected(row: Rejected) -> Unjudged:

@@ -72,6 +72,7 @@ class Pool:
         self._idle: list[_Idle] = []  # least recently used first
         self._admission = Admission(cores)
         self._waiting = 0
+        self._served: dict[int, set[str]] = {}  # by slot: environments that its sandbox has served
         self._lent = 0
         self._ordinary = 0  # borrowers that don't want to be alone, waiting ones included
         self._refilling = 0
@@ -208,6 +209,7 @@ class Pool:
 
     def _give_back(self, key: str, environment: Environment, lease: Lease) -> None:
         if lease.sandbox.reusable:
+            self._served.setdefault(lease.slot, set()).add(environment.name)
             self._put_back(key, lease)
         else:
             self._refilling += 1
@@ -226,9 +228,8 @@ class Pool:
         while True:
             if self._why_none:
                 raise SlotBroken(self._why_none)
-            for position in range(len(self._idle) - 1, -1, -1):
-                if self._idle[position].key == key and not fresh:
-                    return self._idle.pop(position).lease
+            if not fresh and (position := self._idle_one(key, environment.name)) is not None:
+                return self._idle.pop(position).lease
             ticket.cpus = WHILE_OPENING
             slot = self._free_slot()
             if slot is None and self._idle:  # the least recently used one makes room
@@ -239,6 +240,12 @@ class Pool:
                 return lease
             changed = self._changed
             await changed.wait()
+
+    def _idle_one(self, key: str, name: str) -> int | None:
+        """Where the last used sandbox is that has served this environment, or else could."""
+        fitting = [n for n, idle in enumerate(self._idle) if idle.key == key]
+        known = [n for n in fitting if name in self._served.get(self._idle[n].lease.slot, ())]
+        return max(known or fitting, default=None)
 
     def _free_slot(self) -> int | None:
         """A slot for the caller, who counts as lent; spare ones are for single-use sandboxes."""
@@ -274,6 +281,7 @@ class Pool:
         finally:
             self._opening -= 1
         self._opened += 1
+        self._served.pop(slot, None)
         return Lease(sandbox, slot)
 
     async def _replace(self, key: str, environment: Environment, lease: Lease) -> None:

@@ -180,9 +180,12 @@ class Evaluation:
                 if digests:
                     await journal.set_images(digests)
                 await self._refuse_changed(engine)
-                await anyio.to_thread.run_sync(self._show_header, engine)
+                await anyio.to_thread.run_sync(self._show_header, engine, journal.manifest)
                 async with log_to(self.folder):
                     unjudged = await self._judge(engine, journal, tally)
+                await journal.set_not_warm(engine.not_warm)
+                for words in not_warm_words(engine.not_warm):
+                    self._stderr.write(f"{words}\n")
                 for reason in engine.gpus.broken.values() if engine.gpus else ():
                     self._stderr.write(f"{reason}\n")
                 summary = await anyio.to_thread.run_sync(self._score, tally, journal.manifest)
@@ -281,6 +284,8 @@ class Evaluation:
                     await journal.append_unjudged(outcome)
                     tally.add_unjudged(outcome)
                     progress.unjudged()
+                if engine.not_warm.keys() - journal.manifest.not_warm.keys():
+                    await journal.set_not_warm(engine.not_warm)
             self._usable = len(stream.rows)
             for key, outputs in stream.rows.items():
                 tally.declare(key, outputs)
@@ -339,7 +344,7 @@ class Evaluation:
             until_pass=settings.until_pass,
         )
 
-    def _show_header(self, engine: Engine) -> None:
+    def _show_header(self, engine: Engine, manifest: Manifest) -> None:
         facts = {
             "outputs": self.outputs or GOLD,
             "dataset": _dataset_words(engine),
@@ -350,6 +355,8 @@ class Evaluation:
             facts["weights"] = weights_words(lacking, self.settings.weights)
         if saved := _saved_words(self.settings):
             facts["saves work"] = saved
+        if self.settings.preload and manifest.not_warm:  # known from an earlier start
+            facts["not warm"] = "; ".join(not_warm_words(manifest.not_warm))
         facts["folder"] = str(self.folder)
         if self._judged:
             done = self._judged.outputs
@@ -370,6 +377,11 @@ def _count(tally: Tally, verdict: Verdict | Recorded) -> None:
         empty=verdict.output_hash == EMPTY_HASH,
         failure=classify(verdict),
     )
+
+
+def not_warm_words(reasons: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """What can't be warm, a line for each reason."""
+    return [f"{name}: {one}" for name, found in reasons.items() for one in found]
 
 
 def weights_words(lacking: list[Missing], folder: Path | None) -> str:

@@ -57,7 +57,8 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     stdout_bytes: int
     stderr_bytes: int
     warm: bool = False  # forked from an interpreter that ran already
-    notes: tuple[str, ...] = ()  # what could not be warmed here, and why
+    notes: tuple[str, ...] = ()  # what can't be warm in this environment, and why
+    ran_again: str = ""  # why it ran a second time, without a warm interpreter
 
 
 class Sandbox(Protocol):

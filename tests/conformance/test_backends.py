@@ -514,7 +514,7 @@ def test_the_kernel_is_not_pointed_at_the_agent(rig: Rig) -> None:
 LOOKS_INTO_PID_1 = """
 import os
 tries = [lambda name=name: open("/proc/1/" + name, "rb").read(1) for name in ("environ", "mem")]
-tries += [lambda: os.open("/proc/1/fd/3", os.O_RDONLY), lambda: os.listdir("/proc/1/root")]
+tries += [lambda: os.open("/proc/1/fd/2", os.O_RDONLY), lambda: os.listdir("/proc/1/root")]
 tries += [lambda: os.readlink("/proc/1/cwd"), lambda: open("/proc/1/maps").read(1)]
 for attempt in tries:
     try:

@@ -146,10 +146,13 @@ def surroundings(folder: Path) -> Iterator[Surroundings]:
             victim.communicate()
 
 
+MOST_INTERPRETERS = 5  # as many as a house has environments
+
+
 def processes_of(folder: Path) -> set[str]:
     """Processes on this machine that a snippet of this house's started, by their environment.
 
-    One may stay: an agent's warm interpreter, from which snippets are forked.
+    Agents' warm interpreters may stay, one for each environment: snippets are forked from them.
     """
     mark = f"HOSTILE_HOUSE={folder}".encode()
     found: set[str] = set()
@@ -161,7 +164,7 @@ def processes_of(folder: Path) -> set[str]:
                 (interpreters if _is_kept_by_agent(process, mark) else found).add(told)
         except OSError:  # it has just ended
             continue
-    return found | (interpreters if len(interpreters) > 1 else set())
+    return found | (interpreters if len(interpreters) > MOST_INTERPRETERS else set())
 
 
 def survivors(folder: Path) -> set[str]:

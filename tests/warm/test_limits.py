@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mlbench_exec.backends.local import LocalBackend
@@ -25,6 +26,12 @@ REFUSED = {
     "import tempfile\nkept = tempfile.mkdtemp()": "writes files",
     "1 / 0": "can't be imported: ZeroDivisionError",
     "import sys\nsys.path.append('/x')": "changes sys.path",
+    "import ctypes\nlibc = ctypes.CDLL(None)\n"
+    "libc.pthread_create(ctypes.byref(ctypes.c_ulong()), None, libc.pause, None)": (
+        "starts threads of a library"
+    ),
+    "import sys, types\ncuda = types.SimpleNamespace(is_initialized=lambda: True)\n"
+    "sys.modules['torch'] = types.SimpleNamespace(cuda=cuda)": "touches a GPU",
 }
 
 
@@ -139,6 +146,35 @@ async def test_an_interpreter_over_its_memory_is_given_up(tmp_path: Path) -> Non
             seen = await run(place, "import big; print(len(big.held))")
             assert (seen.exit_code, seen.warm) == (0, False)
             assert "no warm interpreter: it takes more than 32 MiB" in seen.notes
+
+
+async def test_the_least_recently_used_interpreter_makes_room(tmp_path: Path) -> None:
+    """Of several environments in one sandbox, those that were used last stay as they are."""
+    source = "import os\nheld = bytearray(30 << 20)\nheld[:] = b'x' * len(held)\nME = os.urandom(8)"
+    names = modules(tmp_path, a=source, b=source, c=source)
+    async with sandbox(tmp_path, names, 100 << 20) as (opened, environment):
+
+        async def who(name: str) -> str:
+            """Which interpreter serves this environment: its module was imported once."""
+            one = msgspec.structs.replace(environment, name=name, preload=(name,))
+            seen = await run((opened, one), f"import {name}; print({name}.ME)")
+            assert (seen.warm, seen.notes) == (True, ())
+            return seen.stdout
+
+        of_a, of_b = await who("a"), await who("b")
+        assert (await who("a"), await who("b"), await who("a")) == (of_a, of_b, of_a)
+        of_c = await who("c")  # b goes, which was not used for longest
+        assert (await who("a"), await who("c")) == (of_a, of_c)
+        assert await who("b") != of_b
+
+
+async def test_a_single_snippet_starts_no_bare_interpreter(tmp_path: Path) -> None:
+    """The second one does; bash, for which a front would take longer, never uses it."""
+    (tmp_path / "modules").mkdir()
+    async with sandbox(tmp_path, ()) as place:
+        seen = [await run(place, "print(1)") for _ in range(3)]
+        assert [(one.warm, one.stdout) for one in seen] == [(False, "1\n")] + [(True, "1\n")] * 2
+        assert not (await run(place, "python -c 'print(1)'", language="bash")).warm
 
 
 async def test_nothing_reaches_the_warm_interpreter(tmp_path: Path) -> None:

@@ -73,7 +73,17 @@ def write(folder: Path, files: dict[str, str]) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    folder = tmp_path_factory.mktemp("warm")
+    """Where modules are preloaded."""
+    yield from opened(tmp_path_factory.mktemp("warm"), sys.executable, PRELOAD, slot=0)
+
+
+@pytest.fixture(scope="module")
+def bare_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """Where nothing is."""
+    yield from opened(tmp_path_factory.mktemp("bare"), sys.executable, (), slot=2)
+
+
+def opened(folder: Path, python: str, preload: tuple[str, ...], slot: int) -> Iterator[Place]:
     folder.chmod(0o755)
     write(folder / "modules", MODULES)
     write(folder / "repo", FILES)
@@ -83,8 +93,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         github_ids=(1,),
         repo="warm",
         workdir=str(folder / "repo"),
-        python=sys.executable,
-        preload=PRELOAD,
+        python=python,
+        preload=preload,
         env={"PYTHONPATH": modules},
         mounts=(Mount(source=modules, target=modules),),
     )
@@ -98,8 +108,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             portal.wrap_async_context_manager(warm),
             portal.wrap_async_context_manager(cold),
         ):
-            for how, backend in (("warm", warm), ("cold", cold)):
-                place.sandboxes[how] = portal.call(backend.open, environment, 0)
+            for number, (how, backend) in enumerate((("warm", warm), ("cold", cold)), slot):
+                place.sandboxes[how] = portal.call(backend.open, environment, number)
             try:
                 yield place
             finally:
@@ -130,9 +140,18 @@ def through_bash(code: str) -> str:
 
 
 def check_all(place: Place, language: Language, wrap: Callable[[str], str]) -> None:
+    warm = compare(place, language, wrap, PROGRAMS)
+    assert not [name for name in COLD if warm.get(name)]
+    assert not [name for name, was_warm in warm.items() if not was_warm and name not in COLD]
+
+
+def compare(
+    place: Place, language: Language, wrap: Callable[[str], str], programs: dict[str, str]
+) -> dict[str, bool]:
+    """Which of them ran warm; all are the same, and enough of them were."""
     differ: dict[str, tuple[object, object]] = {}
     warm: dict[str, bool] = {}
-    for name, code in PROGRAMS.items():
+    for name, code in programs.items():
         if language == "bash" and "\0" in code:
             continue
         expected = place.run("cold", language, wrap(code))
@@ -141,10 +160,8 @@ def check_all(place: Place, language: Language, wrap: Callable[[str], str]) -> N
         if seen(got) != seen(expected):
             differ[name] = (seen(expected), seen(got))
     assert not differ, differ
-    assert not [name for name in COLD if warm[name]]
-    was_cold = [name for name, was_warm in warm.items() if not was_warm and name not in COLD]
-    assert not was_cold
-    assert sum(warm.values()) >= FEWEST_WARM
+    assert sum(warm.values()) >= FEWEST_WARM, warm
+    return warm
 
 
 def test_enough_programs() -> None:
@@ -155,6 +172,13 @@ def test_enough_programs() -> None:
 def test_python_programs_are_the_same_warm_and_cold(place: Place) -> None:
     """Output, exit code and signal of each program are those of `python temp.py`."""
     check_all(place, "python", direct)
+
+
+def test_python_programs_are_the_same_where_nothing_is_preloaded(bare_place: Place) -> None:
+    """A bare interpreter, which has imported nothing, makes no difference either."""
+    bare_place.run("warm", "python", "pass")  # for a single snippet none is started
+    warm = compare(bare_place, "python", direct, PROGRAMS)
+    assert not [name for name, was_warm in warm.items() if not was_warm and name not in COLD]
 
 
 def test_programs_called_by_bash_are_the_same_warm_and_cold(place: Place) -> None:

@@ -55,11 +55,12 @@ def start(sources):
         sys.modules[module.__name__] = module
         setattr(sys.modules[package], name, module)
         exec(compile(sources[name], "<" + module.__name__ + ">", "exec"), module.__dict__)
+    add("aspects")
     add("preload")
     ahead = modules["preload"].Ahead(baseline)
     ahead.recorder.start()
     for name in sources:
-        if name != "preload":
+        if name not in modules:
             add(name)
     modules["warm"].main(ahead)
     return has_its_own
@@ -239,11 +240,11 @@ class Interpreters:
         name, modules = environment["name"], tuple(environment["preload"])
         if not self.most_bytes or not world.nested or why_cold(one) is not None:
             return None
+        if one.language == "bash" and not modules:
+            return None  # a front takes longer than what a bare interpreter saves
         if name in self._warm:
             self._warm[name] = found = self._warm.pop(name)
             return found if one.language == "python" or found.fronts else None
-        if not modules:
-            return None
         self._seen[name] = self._seen.get(name, 0) + 1
         if name in self.notes or (self._seen[name] < 2 and not modules):
             return None

@@ -72,15 +72,15 @@ def _run(
     world: World, interpreters: Interpreters, program: Program, request: dict[str, Any]
 ) -> dict[str, Any]:
     """From a warm interpreter where that makes no difference, else cold."""
-    limits, again = request["limits"], []
+    limits, again = request["limits"], ""
     interpreter = interpreters.get(world, request["environment"], program)
     notes = interpreters.notes_of(request["environment"]["name"])
     if interpreter is not None:
         try:
             return dict(snippet.run(world, program, limits, interpreter)[0], notes=notes)
         except ColdWanted as why:
-            again = ["ran again without a warm interpreter: %s" % why]
+            again = str(why)
         except Refused as why:
-            again = ["ran without a warm interpreter: %s" % why]
+            notes = [*notes, "ran without a warm interpreter: %s" % why]
             interpreters.drop(world, interpreter)
-    return dict(snippet.run(world, program, limits)[0], notes=notes + again)
+    return dict(snippet.run(world, program, limits)[0], notes=notes, ran_again=again)

@@ -126,8 +126,18 @@ def _init(
 
 def become_init(world: World, program: Program, limits: dict[str, Any]) -> int:
     """Enter the rest of the snippet's namespaces and make its view; return the outer /proc's fd."""
+    unshare_for_init()
+    return make_view(world, program, limits)
+
+
+def unshare_for_init() -> None:
+    """Enter the rest of the snippet's namespaces."""
     _be_first_to_go()
     kernel.unshare(NAMESPACES)
+
+
+def make_view(world: World, program: Program, limits: dict[str, Any]) -> int:
+    """Make the view in these namespaces; return the outer /proc's fd."""
     kernel.sethostname("mlbench")
     shm = limits["memory"] // 2 if limits["memory"] else NO_LIMIT_SHM  # as Linux does
     view.enter(world.base, program.workdir, program.mended, limits["disk"], shm)
@@ -140,12 +150,12 @@ def reap(pid: int, report: int) -> None:
     """Wait for every process, for ever; report the end of `pid`."""
     while True:
         try:
-            ended, status, _ = os.wait4(-1, 0)
+            ended, status = os.waitpid(-1, 0)
         except ChildProcessError:
             signal.pause()
             continue
         if ended == pid:
-            tell(report, {"status": status, "ended": time.monotonic()})
+            os.write(report, b'{"status": %d, "ended": %r}\n' % (status, time.monotonic()))
 
 
 def _start(
@@ -240,8 +250,9 @@ def confine(
 
 def _be_first_to_go() -> None:
     """When memory runs out, before anything else on this machine."""
-    with open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")
+    fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+    os.write(fd, b"1000")
+    os.close(fd)
 
 
 def _why_not_started(program: Program, path: str, error: Exception) -> bytes:

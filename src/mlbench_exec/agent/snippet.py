@@ -21,6 +21,7 @@ import time
 from typing import Any
 
 from mlbench_exec.agent import frames, kernel, view
+from mlbench_exec.agent.drain import Drain
 from mlbench_exec.agent.interpreter import Interpreter
 from mlbench_exec.agent.meter import Meter
 from mlbench_exec.agent.program import Program, Unusable, fork
@@ -45,54 +46,6 @@ class Broken(Exception):
 
 class TooBusy(Broken):
     """What else ran on this machine left too little for the snippet to be judged."""
-
-
-class Drain:
-    """The first and the last bytes of a stream, with the count of all."""
-
-    def __init__(self, fd: int, limit: int) -> None:
-        os.set_blocking(fd, False)
-        self.fd = fd
-        self.total = 0
-        self.is_open = True
-        self._half = limit // 2
-        self._head = bytearray()
-        self._tail = bytearray()
-
-    def pull(self, rounds: int = 16) -> None:
-        """Read what is there, `rounds` chunks at most."""
-        for _ in range(rounds):
-            try:
-                chunk = os.read(self.fd, 65536)
-            except BlockingIOError:
-                return
-            if not chunk:
-                self.is_open = False
-                return
-            self.total += len(chunk)
-            room = self._half - len(self._head)
-            if room > 0:
-                self._head += chunk[:room]
-                chunk = chunk[room:]
-            if chunk:
-                self._tail += chunk
-                if len(self._tail) > self._half:
-                    del self._tail[: len(self._tail) - self._half]
-
-    def pull_rest(self) -> None:
-        """Read to the end, once nobody is left to write; bounded by what a pipe holds."""
-        self.pull(rounds=64)
-
-    def text(self) -> str:
-        head = self._head.decode("utf-8", "replace")
-        cut = self.total - len(self._head) - len(self._tail)
-        tail = bytes(self._tail)
-        if not cut:
-            return bytes(self._head + self._tail).decode("utf-8", "replace")
-        return "%s\n[... %d bytes left out ...]\n%s" % (head, cut, tail.decode("utf-8", "replace"))
-
-    def raw(self) -> bytes:
-        return bytes(self._head + self._tail)
 
 
 def has_left_memory(world: World) -> bool:

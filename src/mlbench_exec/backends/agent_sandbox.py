@@ -6,14 +6,24 @@ import anyio
 import anyio.to_thread
 
 from mlbench_exec import wire
+from mlbench_exec.environments import Environment
 from mlbench_exec.errors import EnvironmentUnusable, MachineTooBusy, SandboxFailed
 from mlbench_exec.sandbox import Job, Observation, Tell
 
 START_TIMEOUT_S = 60.0
 ANSWER_GRACE_S = 30.0
 FIRST_RUN_GRACE_S = 600.0  # activation, and mending files of foreign owners
+BARE_BYTES = 64 << 20  # for interpreters that have imported nothing: some 10 MB each
 
 M = TypeVar("M", bound=wire.Message)
+
+
+def room_for_warm(environment: Environment, preload_bytes: int) -> int:
+    """What warm interpreters may hold, in a sandbox for this environment.
+
+    Little where nothing is preloaded: what isn't needed, a snippet could use.
+    """
+    return preload_bytes if environment.preload else min(preload_bytes, BARE_BYTES)
 
 
 class AgentStream(Protocol):

@@ -18,7 +18,7 @@ from aiodocker.stream import Stream
 
 from mlbench_exec import seccomp, wire
 from mlbench_exec.backends import apparmor, daemons
-from mlbench_exec.backends.agent_sandbox import AgentSandbox, NestingRefused
+from mlbench_exec.backends.agent_sandbox import AgentSandbox, NestingRefused, room_for_warm
 from mlbench_exec.backends.cgroups import HEADROOM_BYTES, HEADROOM_PIDS
 from mlbench_exec.backends.gpus import VARIABLES, GpuSlots
 from mlbench_exec.backends.identity import engine_identity, is_dead
@@ -408,8 +408,7 @@ class DockerBackend:
         )
 
     def _warm_bytes(self, environment: Environment, *, nested: bool) -> int:
-        """For warm interpreters: none where nothing is preloaded, or snippets could use it."""
-        return self._preload_bytes if nested and environment.preload else 0
+        return room_for_warm(environment, self._preload_bytes) if nested else 0
 
     def _setup(self, environment: Environment, hello: wire.Hello, *, nested: bool) -> wire.Setup:
         staged = [

@@ -15,7 +15,7 @@ from anyio.abc import Process
 
 from mlbench_exec import seccomp, wire
 from mlbench_exec.backends import cgroups, identity, interpreters
-from mlbench_exec.backends.agent_sandbox import AgentSandbox, NestingRefused
+from mlbench_exec.backends.agent_sandbox import AgentSandbox, NestingRefused, room_for_warm
 from mlbench_exec.backends.gpus import VARIABLES, GpuSlots
 from mlbench_exec.environments import Environment, Mount
 from mlbench_exec.errors import BackendUnavailable, EnvironmentUnusable, SandboxFailed
@@ -125,9 +125,8 @@ class LocalBackend:
     async def _open(self, environment: Environment, slot: int) -> Sandbox:
         stash, variables = await self._surroundings(environment)
         try:
-            # No room for warm interpreters where there are none: snippets could use it.
-            warm_bytes = self._preload_bytes if environment.preload else 0
-            return await self._start(stash, variables, environment.workdir, slot, warm_bytes)
+            room = room_for_warm(environment, self._preload_bytes)
+            return await self._start(stash, variables, environment.workdir, slot, room)
         except NestingRefused as error:
             raise SandboxFailed(f"the kernel refused a sandbox: {error}") from error
 

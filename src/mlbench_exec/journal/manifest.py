@@ -61,6 +61,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     versions: Mapping[str, str] = {}
     host: Mapping[str, Any] = {}
     images: Mapping[str, str] = {}  # digests by image
+    not_warm: Mapping[str, tuple[str, ...]] = {}  # by environment: what can't be, and why
     until_pass: bool = False
     resumed_at: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION

@@ -201,6 +201,13 @@ class Journal:
             self.manifest = msgspec.structs.replace(self.manifest, images=merged)
             await self._in_thread(self._write_manifest)
 
+    async def set_not_warm(self, reasons: Mapping[str, tuple[str, ...]]) -> None:
+        """Say in the manifest what can't be warm, by environment."""
+        merged = {**self.manifest.not_warm, **reasons}
+        if merged != self.manifest.not_warm:
+            self.manifest = msgspec.structs.replace(self.manifest, not_warm=merged)
+            await self._in_thread(self._write_manifest)
+
     async def _append(self, lines: Lines, line: bytes) -> None:
         await self._in_thread(lambda: lines.append(line))
         self._dirty.set()
@@ -256,6 +263,7 @@ class Journal:
                     created_at=stored.created_at,
                     resumed_at=(*stored.resumed_at, self.manifest.created_at),
                     images={**stored.images, **self.manifest.images},
+                    not_warm=stored.not_warm,
                 )
             if stored is None and self._seen:
                 raise RunFolderError(

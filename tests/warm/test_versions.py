@@ -1,0 +1,48 @@
+"""Warm interpreters on every CPython from 3.7 on that this machine has."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from test_agent_versions import interpreters
+from warm.programs import COLD, PROGRAMS
+from warm.test_same import PRELOAD, Place, compare, direct, opened, seen, through_bash
+
+HERE = [pytest.param(path, id="{}.{}".format(*version)) for version, path in interpreters().items()]
+FEW = (
+    "main_globals",
+    "argv",
+    "stack",
+    "exit_text",
+    "traceback",
+    "package_dependency",
+    "del_at_exit",
+)
+
+
+@pytest.fixture(scope="module", params=HERE)
+def place(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Place]:
+    slot = 10 + 2 * list(HERE).index(request.param)
+    yield from opened(tmp_path_factory.mktemp("version"), HERE[request.param], PRELOAD, slot)
+
+
+@pytest.mark.slow
+def test_this_version_has_warm_interpreters(place: Place) -> None:
+    """A few programs run warm, and as they do cold; through bash as well."""
+    for name in FEW:
+        expected, got = (place.run(how, "python", PROGRAMS[name]) for how in ("cold", "warm"))
+        assert (got.warm, got.notes, seen(got)) == (True, (), seen(expected)), name
+    expected, got = (
+        place.run(how, "bash", through_bash(PROGRAMS["argv"])) for how in ("cold", "warm")
+    )
+    assert (got.warm, seen(got)) == (True, seen(expected))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_this_version_makes_no_difference(place: Place) -> None:
+    """The whole suite."""
+    warm = compare(place, "python", direct, PROGRAMS)
+    assert not [name for name, was_warm in warm.items() if was_warm and name in COLD]
