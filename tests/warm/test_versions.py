@@ -8,7 +8,7 @@ from test_agent_versions import interpreters
 from warm.programs import COLD, PROGRAMS
 from warm.test_same import PRELOAD, Place, compare, direct, opened, seen, through_bash
 
-HERE = [pytest.param(path, id="{}.{}".format(*version)) for version, path in interpreters().items()]
+HERE = list(interpreters().items())
 FEW = (
     "main_globals",
     "argv",
@@ -20,12 +20,17 @@ FEW = (
 )
 
 
-@pytest.fixture(scope="module", params=HERE)
+@pytest.fixture(
+    scope="module",
+    params=range(len(HERE)),
+    ids=["{}.{}".format(*version) for version, _ in HERE],
+)
 def place(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Place]:
-    slot = 10 + 2 * list(HERE).index(request.param)
-    yield from opened(tmp_path_factory.mktemp("version"), HERE[request.param], PRELOAD, slot)
+    _, python = HERE[request.param]
+    slot = 10 + 2 * request.param
+    yield from opened(tmp_path_factory.mktemp("version"), python, PRELOAD, slot)
 
 
 @pytest.mark.slow
