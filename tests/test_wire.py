@@ -240,7 +240,8 @@ async def test_a_flood_is_bounded() -> None:
 @pytest.mark.asyncio
 async def test_a_silent_agent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """An agent that says nothing fails after the time limit's cap and a grace."""
-    monkeypatch.setattr(agent_sandbox, "FIRST_RUN_GRACE_S", 0.05)
+    for name in ("FIRST_RUN_GRACE_S", "WARM_GRACE_S"):
+        monkeypatch.setattr(agent_sandbox, name, 0.05)
     job = msgspec.structs.replace(JOB, time_limit_s=0.001)
     with pytest.raises(SandboxFailed, match="no answer within"):
         await AgentSandbox(ScriptedStream(silent=True)).run(job)

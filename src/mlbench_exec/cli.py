@@ -150,7 +150,7 @@ def _report(folder: Path, form: str) -> None:
         case "csv":
             click.echo(run_csv(load_run(folder)), nl=False)
         case "html":
-            click.echo((folder / PAGE).read_text(encoding="utf-8"), nl=False)
+            click.echo((folder / PAGE).read_bytes(), nl=False)
         case _:
             show(summary, form == "json")
     if form != "text":
@@ -172,7 +172,7 @@ def _compare(folder: Path, other: Path, form: str) -> None:
         case "json":
             click.echo(to_json(found), nl=False)
         case "html":
-            click.echo(comparison_page(found), nl=False)
+            click.echo(comparison_page(found).encode("utf-8", "backslashreplace"), nl=False)
         case _:
             console().print(render_tables(tables, [title, *remarks]))
 

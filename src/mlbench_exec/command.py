@@ -4,6 +4,7 @@ import errno
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -76,9 +77,10 @@ def console() -> Console:
 
 
 def say(text: str) -> None:
-    """Write a line to stderr; above the live view, where one is drawn."""
-    sys.stderr.write(text + "\n")  # click would go around what the view put in its place
-    sys.stderr.flush()
+    """Write a line to stderr, above the live view if one is drawn; nothing if nobody reads it."""
+    with suppress(OSError):
+        sys.stderr.write(text + "\n")  # click would go around what the view put in its place
+        sys.stderr.flush()
 
 
 class Failures:

@@ -15,7 +15,7 @@ from collections.abc import (
     Coroutine,
     Mapping,
 )
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -42,7 +42,14 @@ from mlbench_exec.journal import (
     now,
     versions,
 )
-from mlbench_exec.report import Progress, render_header, write_page, write_results, write_summary
+from mlbench_exec.report import (
+    Progress,
+    plain,
+    render_header,
+    write_page,
+    write_results,
+    write_summary,
+)
 from mlbench_exec.samples import Key, Sample
 from mlbench_exec.sandbox import Backend
 from mlbench_exec.schedule import plan
@@ -184,10 +191,10 @@ class Evaluation:
                 async with log_to(self.folder):
                     unjudged = await self._judge(engine, journal, tally)
                 await journal.set_not_warm(engine.not_warm)
-                for words in not_warm_words(engine.not_warm):
-                    self._stderr.write(f"{words}\n")
-                for reason in engine.gpus.broken.values() if engine.gpus else ():
-                    self._stderr.write(f"{reason}\n")
+                broken = engine.gpus.broken.values() if engine.gpus else ()
+                with suppress(OSError):  # the terminal is gone
+                    for words in (*not_warm_words(engine.not_warm), *broken):
+                        self._stderr.write(f"{plain(words, limit=1000)}\n")
                 summary = await anyio.to_thread.run_sync(self._score, tally, journal.manifest)
                 await anyio.to_thread.run_sync(write_page, self.folder, engine.samples)
         return Outcome(summary=summary, unjudged=unjudged, usable=self._usable)

@@ -22,9 +22,9 @@ import anyio.to_thread
 from mlbench_exec import InputError, RunFolderError, Submission
 from mlbench_gen.extraction import extract
 from mlbench_gen.files import Appended, Line, explained, replace, whole_lines
-from mlbench_gen.replies import Answer, Reply, Usage
+from mlbench_gen.replies import Answer, Reply
 from mlbench_gen.rows import Key
-from mlbench_gen.tally import Tally
+from mlbench_gen.tally import Tally, usage_by_model, without_usage
 
 __all__ = ["Finished", "Record", "open_record", "output_line_of"]
 
@@ -203,7 +203,7 @@ class Record:
         kept += [self.folder / name for name in ("manifest.json", "usage.json", "lock")]
         if self.outputs.exists() and not self.outputs.is_file():
             raise InputError(f"{self.outputs} is no file: give one to -o, or - for stdout")
-        if self.outputs.resolve() in [path.resolve() for path in kept]:
+        if os.path.realpath(self.outputs) in [os.path.realpath(path) for path in kept]:
             raise InputError(f"{self.outputs} is where answers are kept: give another file to -o")
 
     def _claim(self) -> None:
@@ -299,13 +299,19 @@ def _detail(answer: Answer) -> Line:
 
 def _joined(parts: list[Line]) -> Line:
     """The line of a row whose answers came in several replies."""
-    usages = [Usage(prompt_tokens=u[0], completion_tokens=u[1]) for p in parts if (u := p["usage"])]
-    total = sum(usages, Usage())
+    by_model: dict[str, list[int]] = {}
+    for part in parts:
+        for model, counts in usage_by_model(part).items():
+            before = by_model.get(model, [0, 0])
+            by_model[model] = [one + more for one, more in zip(before, counts, strict=True)]
+    usage = [sum(each) for each in zip(*by_model.values(), strict=True)]
     return {
         **parts[-1],
         "answers": [answer for part in parts for answer in part["answers"]],
         "details": [detail for part in parts for detail in part["details"]],
-        "usage": [total.prompt_tokens, total.completion_tokens] if usages else None,
+        "usage": usage if any(part["usage"] for part in parts) else None,
+        "usage_by_model": by_model,
+        "without_usage": sum(without_usage(part) for part in parts),
         "requests": sum(part["requests"] for part in parts),
     }
 

@@ -106,7 +106,7 @@ def _check_url(url: str, name: str) -> None:
         parts = urlsplit(url)
         has_secret = parts.username is not None or parts.password is not None
     except ValueError as error:
-        raise InputError(f"{name} {url!r}: {error}") from None
+        raise InputError(f"{name}: {error}") from None  # not the address: it may hold a password
     if has_secret:
         raise InputError(f"{name} holds a user name or password: keys belong into --key-env")
     if parts.query or parts.fragment:
@@ -114,5 +114,9 @@ def _check_url(url: str, name: str) -> None:
             f"{name} holds a query: leave out what follows the path; Azure's api-version is given "
             "by --api-version, and keys belong into --key-env"
         )
-    if parts.scheme not in ("http", "https") or not parts.netloc:
+    try:
+        _ = parts.port  # read only when it is asked for
+    except ValueError as error:
+        raise InputError(f"{name} {url!r}: {error}") from None
+    if parts.scheme not in ("http", "https") or not parts.netloc or not url.isprintable():
         raise InputError(f"{name} {url!r}: write http(s)://host/v1")

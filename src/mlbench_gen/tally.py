@@ -58,6 +58,18 @@ def _no_prices(path: Path, why: str) -> InputError:
     )
 
 
+def usage_by_model(line: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Tokens of the prompts and the answers; a row's replies may come from several models."""
+    model: str = line["model"] or "unknown"
+    found: dict[str, list[int]] = line.get("usage_by_model") or {model: line["usage"] or [0, 0]}
+    return found
+
+
+def without_usage(line: Mapping[str, Any]) -> int:
+    """For how many of its replies the server told no tokens."""
+    return int(line.get("without_usage", line["usage"] is None))
+
+
 class Tally:
     """Counts. `rows` is None where their number isn't known."""
 
@@ -80,10 +92,11 @@ class Tally:
         """Count a line of an earlier run; -1 times takes it out again."""
         for detail in line["details"]:
             self.kinds[detail["kind"]] += times
-        tokens = self._tokens.setdefault(line["model"] or "unknown", [0, 0])
-        self.uncounted += times * (line["usage"] is None)
-        for place, count in enumerate(line["usage"] or (0, 0)):
-            tokens[place] += times * count
+        self.uncounted += times * without_usage(line)
+        for model, counts in usage_by_model(line).items():
+            tokens = self._tokens.setdefault(model, [0, 0])
+            for place, count in enumerate(counts):
+                tokens[place] += times * count
 
     def replied(self, line: Mapping[str, Any]) -> None:
         """Count a reply of this run."""

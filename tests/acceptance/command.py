@@ -20,6 +20,7 @@ MEASURED = {
     "counted_s",
     "cpu_s",
     "stalled_s",
+    "warm",  # from the second snippet of a sandbox on
     "peak_memory_bytes",
     "started_at",
     "slot",

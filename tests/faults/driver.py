@@ -49,6 +49,7 @@ def main(
     concurrency: int,
 ) -> None:
     agent_sandbox.ANSWER_GRACE_S = agent_sandbox.FIRST_RUN_GRACE_S = grace
+    agent_sandbox.WARM_GRACE_S = 0.0
     agent_sandbox.START_TIMEOUT_S = max(grace, 10.0)
     progress.LINE_EVERY_S = progress_s
     if steps:

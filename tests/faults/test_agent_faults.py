@@ -49,7 +49,7 @@ def portal() -> Iterator[BlockingPortal]:
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("ANSWER_GRACE_S", "FIRST_RUN_GRACE_S"):
+    for name in ("ANSWER_GRACE_S", "FIRST_RUN_GRACE_S", "WARM_GRACE_S"):
         monkeypatch.setattr(agent_sandbox, name, 1.0)
 
 

@@ -1,5 +1,6 @@
 """Tally: what a generation cost, by model, and what prices are believed."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from mlbench_exec import InputError
 from mlbench_gen.progress import last_words
+from mlbench_gen.record import _joined
 from mlbench_gen.tally import Price, Tally, load_prices
 
 PRICES = {"small": Price(input=1.0, output=2.0), "large": Price(input=10.0, output=30.0)}
@@ -42,6 +44,29 @@ def test_the_cost_is_the_sum_over_models() -> None:
     assert report["cost"] == tally.cost() == 4.5
     assert "cost 4.50" in tally.words()
     assert "cost 4.50" in last_words(tally)
+
+
+def test_a_row_of_two_models_is_paid_to_both() -> None:
+    """Also when it's read again, and taken out again; replies without usage stay counted."""
+    fields = {"answers": ["a"], "requests": 1}
+    parts = [
+        line("old", [100, 50]) | fields,
+        line("new", [100, 70]) | fields,
+        line("new", None) | fields,
+    ]
+    joined = json.loads(json.dumps(_joined([_joined(parts[:2]), parts[2]])))
+    assert joined["usage"] == [200, 120]
+    tally = Tally()
+    tally.had(joined)
+    models = tally.usage_report()["models"]
+    assert {name: one["completion_tokens"] for name, one in models.items()} == {
+        "old": 50,
+        "new": 70,
+    }
+    assert tally.uncounted == 1
+    tally.had(joined, times=-1)
+    assert not any(one["prompt_tokens"] for one in tally.usage_report()["models"].values())
+    assert tally.uncounted == 0
 
 
 def test_a_model_without_a_price_is_named_instead_of_a_cost() -> None:

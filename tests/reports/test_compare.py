@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from mlbench_exec import load_run
 from mlbench_exec.cli import main
 from mlbench_exec.journal import DatasetFacts, RepoFacts
-from mlbench_exec.report import Comparison, compare
+from mlbench_exec.report import Comparison, compare, comparison_page
 from mlbench_exec.verdicts import Status, Unjudged
 from reports.folders import REPOS, Row, verdict, write_run
 
@@ -94,6 +94,7 @@ def test_other_code_and_missing_verdicts(tmp_path: Path) -> None:
         *((0, "passed", "failed", False), (1, None, "failed", False)),
     ]
     assert found.remarks == (f"{second} has 1 outputs without a verdict",)
+    assert "no verdict" in comparison_page(found)
 
 
 def test_what_makes_runs_hard_to_compare(tmp_path: Path) -> None:

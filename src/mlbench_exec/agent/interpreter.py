@@ -18,7 +18,7 @@ from mlbench_exec.agent.program import Program, Unusable
 from mlbench_exec.agent.world import World
 
 LAST_SHIPPED = "warm"  # of the agent's modules, in the order in which they import each other
-START_WITHIN_S = 300.0
+START_WITHIN_S = 240.0
 ANSWER_WITHIN_S = 60.0
 SAID_BYTES = 4096
 LONGEST_INTERPRETER = 120  # in the first line of a script

@@ -80,7 +80,9 @@ def _run(
             return dict(snippet.run(world, program, limits, interpreter)[0], notes=notes)
         except ColdWanted as why:
             again = str(why)
+            if limits.get("tell"):  # the host knows what the first run wanted
+                frames.write(OUT, {"type": "demand", "cpus": 1.0})
         except Refused as why:
-            notes = [*notes, "ran without a warm interpreter: %s" % why]
+            again = "the warm interpreter failed: %s" % why
             interpreters.drop(world, interpreter)
     return dict(snippet.run(world, program, limits)[0], notes=notes, ran_again=again)

@@ -278,6 +278,8 @@ class _Running:
         """So that no more snippets are started than the CPUs have time for."""
         self._wanted += (self.meter.wanted - self._wanted) / 2
         if abs(self._wanted - self._told) >= NEWS:
+            if not select.select([], [frames.OUT], [], 0)[1]:
+                return  # nobody reads now: it's said later
             self._told = self._wanted
             frames.write(frames.OUT, {"type": "demand", "cpus": round(self._told, 2)})
 
@@ -407,6 +409,8 @@ class _Running:
             raise TooBusy("the machine, not the snippet's own limit, ran out of memory")
         if self.failure == "lost" and not ooms:
             raise Broken("the snippet's init process died")
+        if self.world.nested and self.status is not None and not self.has_started:
+            raise Broken("the program died before it started")
         wall = self.ended - self.started if self.has_started else 0.0
         stalled = min(self.meter.stalled_s, wall)
         charged = self._charged_s()

@@ -277,7 +277,10 @@ def _use_huge_pages() -> None:
     madvise = ctypes.CDLL(None).madvise
     with open("/proc/self/maps") as file:
         lines = file.read().splitlines()
-    pagemap = os.open("/proc/self/pagemap", os.O_RDONLY)
+    try:
+        pagemap = os.open("/proc/self/pagemap", os.O_RDONLY)
+    except OSError:
+        return  # not told here: a fork only takes longer
     for line in lines:
         words = line.split()
         if words[1] != "rw-p" or (len(words) > 5 and words[5] != "[heap]"):

@@ -15,6 +15,8 @@ ANSWER_GRACE_S = 30.0
 FIRST_RUN_GRACE_S = 600.0  # activation, and mending files of foreign owners
 BARE_BYTES = 64 << 20  # for interpreters that have imported nothing: some 10 MB each
 
+WARM_GRACE_S = 300.0  # a warm interpreter that starts, or says nothing any more
+
 M = TypeVar("M", bound=wire.Message)
 
 
@@ -81,6 +83,7 @@ class AgentSandbox:
         name = job.environment.name
         is_known = name in self._seen or not (self.reusable or job.environment.conda_env)
         grace = ANSWER_GRACE_S if is_known else FIRST_RUN_GRACE_S
+        grace += WARM_GRACE_S if self.reusable else 0.0
         self._seen.add(name)
         await self._send(wire.run_frame(job))
         within_s = job.time_limit_s * job.limits.wall_cap_factor + grace

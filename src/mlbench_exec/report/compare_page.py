@@ -37,8 +37,9 @@ def comparison_page(found: Comparison) -> str:
             rows=[(plain(one.repo, limit=60).plain, one) for one in found.rows[:ROWS]],
             outputs=[(plain(one.repo, limit=60).plain, one) for one in found.outputs[:ROWS]],
             left_out=max(0, len(found.outputs) - ROWS),
+            rows_left_out=max(0, len(found.rows) - ROWS),
             chance=chance_words,
-            none=NONE,
+            absent=NONE,
         )
     )
 

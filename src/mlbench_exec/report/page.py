@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from mlbench_exec.errors import RunFolderError
+from mlbench_exec.errors import RunFolderBroken
 from mlbench_exec.failures import Failure, classify
 from mlbench_exec.journal import Manifest, load_run, read_unjudged, read_verdicts
 from mlbench_exec.report import charts
@@ -63,7 +63,7 @@ def write_page(folder: Path, samples: Samples | None = None) -> list[str]:
     """Write the run's report.html from its folder; what could not be shown in it, in words.
 
     `samples` are the dataset's rows, where the caller has them; else they are read again. Blocks.
-    Raises `RunFolderError`.
+    Raises `RunFolderError`, and `RunFolderBroken` where it can't be written.
     """
     loaded = load_run(folder)
     manifest, facts = loaded.manifest, loaded.manifest.dataset
@@ -350,7 +350,7 @@ def _write(path: Path, parts: Iterator[str]) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        raise RunFolderError(
+        raise RunFolderBroken(
             f"can't write {path}: {error.strerror or error}; the verdicts are safe, and "
             "`mlbench-exec report` makes the same page from them"
         ) from error

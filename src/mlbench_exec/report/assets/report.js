@@ -282,7 +282,12 @@
   const only = ({ dataset }) => {
     form.reset();
     const given = names.filter((name) => dataset[name] !== undefined);
-    for (const name of given) filters[name].value = dataset[name];
+    for (const name of given) {
+      filters[name].value = dataset[name];
+      if (filters[name].value === dataset[name]) continue;
+      option(filters[name], dataset[name], "not in this list"); // else it would stand for all
+      filters[name].value = dataset[name];
+    }
     select();
     byId("outputs").scrollIntoView();
     filters[given[0]].focus({ preventScroll: true });
