@@ -184,6 +184,8 @@ def _is_kept_by_agent(process: Path, mark: bytes) -> bool:
     is_agents = b"mlbench_exec.agent" in (parent / "cmdline").read_bytes()
     if not is_agents or mark in (parent / "environ").read_bytes():
         return False
+    if b"/.mlbench-exec-place" not in (process / "cmdline").read_bytes():
+        return False
     return os.readlink(process / "ns/pid") == os.readlink(parent / "ns/pid")
 
 

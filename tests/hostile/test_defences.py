@@ -121,7 +121,7 @@ def without_disk_limit(patch: Patch) -> None:
 
 
 def without_output_bound(patch: Patch) -> None:
-    alter_agent(patch, "snippet", "self._half = limit // 2", "self._half = 1 << 40")
+    alter_agent(patch, "drain", "self._half = limit // 2", "self._half = 1 << 40")
 
 
 def without_process_kill(patch: Patch) -> None:
