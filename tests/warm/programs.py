@@ -1,5 +1,11 @@
 """Small programs that would show a difference between `python temp.py` and a warm start."""
 
+
+def has_fronts(python: str) -> bool:
+    """Whether bash can call a warm interpreter: not in a folder of which each snippet has its own."""
+    return not python.startswith(("/tmp/", "/var/tmp/"))
+
+
 COLD = {  # these say so themselves, or are found out and run again: never from a warm interpreter
     "hash_seed",
     "omp_threads",

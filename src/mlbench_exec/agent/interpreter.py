@@ -322,6 +322,7 @@ def _make_fronts(name: str, one: Program) -> str | None:
     if len(path) > LONGEST_INTERPRETER or " " in path:
         return None
     os.makedirs(folder, exist_ok=True)
+    made = False
     for alias in ("python", "python3"):
         try:
             real = program.which(alias, one.variables)
@@ -334,7 +335,8 @@ def _make_fronts(name: str, one: Program) -> str | None:
             with open("%s/%s" % (folder, alias), "w") as file:
                 file.write(front.source(path, starts_as, real, folder, helper.SOCKET))
             os.chmod("%s/%s" % (folder, alias), 0o755)
-    return folder
+            made = True
+    return folder if made else None
 
 
 def _launch(world: World, one: Program, hook: str) -> Interpreter:
