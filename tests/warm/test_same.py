@@ -183,7 +183,7 @@ def test_python_programs_are_the_same_where_nothing_is_preloaded(bare_place: Pla
 
 @pytest.mark.skipif(
     not has_fronts(sys.executable),
-    reason="this Python lies below /tmp, which a snippet doesn't see",
+    reason="a snippet doesn't see this Python, below /tmp",
 )
 def test_programs_called_by_bash_are_the_same_warm_and_cold(place: Place) -> None:
     """So it is with `python temp.py` in a script, with every file that the program leaves."""
