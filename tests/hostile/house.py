@@ -79,6 +79,8 @@ class House:
         for role in "left", "right":
             self.reference[role] = self.judge(_neighbour(role), role=role)
         self.reference["hostile"] = self.judge(SUCCESSOR)
+        for verdict in self.reference.values():
+            assert verdict.passed, verdict
 
     def live(
         self, code: str, language: str, *, role: str = "hostile", alone: bool = False

@@ -7,7 +7,7 @@ for folder in "/tmp", "/dev/shm", os.environ["HOME"]:
     with open(folder + "/own", "x") as file: file.write("WHO")
 server = socket.create_server(("127.0.0.1", 45455))
 client = socket.create_connection(("127.0.0.1", 45455))
-block = shared_memory.SharedMemory("own", create=True, size=1 << 20)
+block = shared_memory.SharedMemory("own_block", create=True, size=1 << 20)
 digest = hashlib.sha256()
 while time.monotonic() < until:
     digest = hashlib.sha256(b"WHO" * 1000)
