@@ -19,6 +19,8 @@ def run_clock(
     used: float | None = None,
     is_complete: bool = True,
     own_delay: float = 0.0,
+    runners: int | None = None,
+    worked: float | None = None,
 ) -> FairClock:
     """So many equal intervals; `used` is the cgroup's count, by default all that was seen."""
     clock = FairClock()
@@ -29,7 +31,8 @@ def run_clock(
             delayed,
             ready,
             cpus,
-            runners=max(ready),
+            runners=max(ready) if runners is None else runners,
+            worked_s=ran if worked is None else worked,
             used_s=ran if used is None else used,
             is_complete=is_complete,
             own_delay_s=own_delay,
@@ -49,6 +52,7 @@ def test_a_thread_that_gets_a_sixteenth_of_a_core_is_counted_by_what_it_ran() ->
             (1, 1),
             2.0,
             runners=1,
+            worked_s=0.05 / 16,
             used_s=0.05 / 16,
             is_complete=True,
             own_delay_s=0.0,
@@ -82,6 +86,23 @@ def test_what_a_limit_of_its_own_holds_back_counts() -> None:
     assert run_clock(40, 0.05, 0.0125, 0.0375, (1, 1), 0.5).stalled_s == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(("worked", "expected"), [(0.01, 4.0), (0.02, 2.0), (0.03, 2.0)])
+def test_what_two_threads_did_says_that_they_were_two(worked: float, expected: float) -> None:
+    """Though a look takes the CPU from one, and finds the other at its lock, time after time."""
+    clock = run_clock(
+        800, 0.01, 0.005, 0.005, (1, 1), runners=2, worked=worked, own_delay=0.005,
+        is_complete=False,
+    )  # fmt: skip
+    assert 8 - clock.stalled_s == pytest.approx(expected, abs=0.1)
+
+
+def test_two_threads_on_two_cpus_lose_nothing_though_one_is_seen() -> None:
+    """They ran for twice the time that passed: no time is given back that was stolen before."""
+    busy = {"own_delay": 0.01, "is_complete": False}
+    clock = run_clock(800, 0.01, 0.02, 0.0, (1, 1), runners=2, **busy)  # type: ignore[arg-type]
+    assert clock._stolen_s == pytest.approx(0.0, abs=0.2)
+
+
 def test_sleep_counts() -> None:
     """A program that wants no CPU loses nothing, however busy the machine is."""
     clock = run_clock(40, 0.05, 0.0, 0.0, (0, 0), own_delay=0.04)
@@ -107,6 +128,7 @@ def test_without_a_cgroup_unseen_children_make_the_clock_uncertain() -> None:
             (1, 1),
             2.0,
             runners=1,
+            worked_s=0.0005,
             used_s=None,
             is_complete=False,
             own_delay_s=0.0,

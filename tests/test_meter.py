@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlbench_exec.agent.meter import Counters, Meter
+from mlbench_exec.agent.meter import Counters, Meter, Seen, judge_wait
 
 AGENT = 1
 SECOND = 1_000_000_000
@@ -58,6 +58,27 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
+
+
+MS = 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("ran", "turns", "is_ready", "expected"),
+    [(1 * MS, 1, False, 9 * MS), (MS // 50, 1, False, MS // 50), (MS // 50, 1, True, MS // 50)],
+    ids=["worked", "asked", "not known yet"],
+)
+def test_a_wait_was_for_work_if_work_followed(
+    ran: int, turns: int, is_ready: bool, expected: int
+) -> None:
+    """Whoever waits for a CPU to find a lock taken would otherwise not have been ready."""
+    before = Seen(0, 0, 0, False, turns=4)
+    now, work = judge_wait(before, Seen(ran, 8 * MS, 0, is_ready), 4 + turns)
+    assert work == expected
+    assert now.asked == (8 * MS if is_ready else 0)
+    if is_ready:  # and then it works on
+        later, work = judge_wait(now, Seen(ran + MS, 8 * MS, 0, True), 4 + turns)
+        assert (work, later.asked) == (9 * MS, 0)
 
 
 def test_waits_are_stolen_and_runs_are_not(machine: Machine) -> None:

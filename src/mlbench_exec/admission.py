@@ -4,8 +4,9 @@ Snippets that sleep, download or wait for a GPU may be many at once; those that 
 done by sharing a core, and only make each other's clocks less certain.
 """
 
-OVERBOOKED = 1.5  # snippets a core: what one leaves while it starts and ends, another takes
-AT_START = 1.0  # what an interpreter needs that starts
+# Until an agent tells more: one core's worth would leave the cores idle between short snippets.
+AT_START = 2 / 3
+TOLERANCE = 0.01  # three times AT_START is two cores
 WHILE_OPENING = 0.25  # a sandbox: mostly waiting
 
 
@@ -28,7 +29,7 @@ class Admission:
         if self._cores is None:
             return True
         others = sum(one.cpus for one in self._tickets if one is not ticket)
-        return others + AT_START <= self._cores * OVERBOOKED
+        return others + AT_START <= self._cores + TOLERANCE
 
     def enter(self) -> Ticket:
         ticket = Ticket()

@@ -12,6 +12,7 @@ COLD = {  # these say so themselves, or are found out and run again: never from 
     "cuda_devices",
     "variable_before_import",
     "patched_before_import",
+    "patched_what_an_import_uses",
     "shadowed",
     "shadowed_dependency",
     "fake_module",
@@ -199,6 +200,10 @@ PROGRAMS = {
     " importlib.util.find_spec('json').name)",
     "reload": "import importlib, json\nprint(importlib.reload(json) is json)",
     "patched_after_import": "import json\njson.dumps = lambda x: 'patched'\nprint(json.dumps(1))",
+    "patched_what_an_import_leaves_alone": "import typing\ntyping.cast = 'patched'\nimport _socket, select\n"
+    "print(typing.cast, _socket.__name__, select.__name__)",
+    "patched_what_an_import_uses": "import struct\nstruct.calcsize = lambda x: 7\nimport ctypes.wintypes\n"
+    "print(struct.calcsize('i'))",
     "import_in_function": "def f():\n    import ahead\n    return ahead.NAME\nprint(f(), f())",
     "import_error_caught": "try:\n    import no_such\nexcept ImportError as e:\n    print(e, e.name)",
     "sys_path_added": "import sys\nsys.path.insert(0, 'lib')\nimport in_lib, ahead\nprint(in_lib.X, ahead.NAME)",

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 
+PARALLEL_S = 0.1  # over which what ran and waited tells how many threads were ready
 BUSY = 0.05  # below this share of waiting nobody is in the way
 MEMORY_S = 0.3  # over which that share is averaged
 CROWDED = 0.3  # above it waits are longer than looks are apart
@@ -27,6 +28,7 @@ class FairClock:
     def __init__(self) -> None:
         self.busy = 0.0  # share of waiting, lately
         self.ran_s = 0.0
+        self._parallel = 0.0  # threads that ran or waited to, lately
         self._wall_s = 0.0
         self._stolen_s = 0.0
         self._needed_s = 0.0  # for what it ran, if nobody else had been there
@@ -44,6 +46,7 @@ class FairClock:
         cpus: float,
         *,
         runners: int,
+        worked_s: float,
         used_s: float | None,
         is_complete: bool,
         own_delay_s: float,
@@ -51,15 +54,17 @@ class FairClock:
         """One interval of `dt` seconds.
 
         `ran_s` and `delayed_s` are sums over the threads that were seen; `ready` how many wanted
-        to run at either end; `cpus` how many these may use. `is_complete`: no thread came or went
+        to run at either end; `cpus` how many these may use. `worked_s` is what they ran and waited
+        for to run more than a moment. `is_complete`: no thread came or went
         and none was missed. `own_delay_s`: what the observer itself waited for a CPU.
         """
         share = min(1.0, (delayed_s + own_delay_s) / dt)
         self.busy += (share - self.busy) * dt / (dt + MEMORY_S)
         threads = [float(count) for count in ready if count]
         parallel = sum(threads) / len(threads) if threads else 1.0
-        speed = min(parallel, cpus)
         used = ran_s if is_complete or used_s is None else max(ran_s, used_s)
+        parallel = max(parallel, self._at_least(dt, max(used, worked_s), runners, is_complete))
+        speed = min(parallel, cpus)
         self._single_s = self._single_s + dt if is_complete and runners < 2 else 0.0
         is_told = self._single_s > MEMORY_S or self.busy < CROWDED
         if self.busy < BUSY or (is_complete and is_told):
@@ -79,6 +84,14 @@ class FairClock:
         self._wall_s += dt
         self._stolen_s += stolen
         self._floor_s += used / cpus
+
+    def _at_least(self, dt: float, worked_s: float, runners: int, is_complete: bool) -> float:
+        """How many threads were ready lately at least, whatever was seen at the looks.
+
+        An observer that takes a CPU from one thread may find the other one at its lock.
+        """
+        self._parallel += (worked_s / dt - self._parallel) * dt / (dt + PARALLEL_S)
+        return min(self._parallel, runners) if is_complete else self._parallel
 
     @property
     def is_sampling(self) -> bool:

@@ -11,6 +11,7 @@ from mlbench_exec.agent.clock import FairClock, reachable
 Key = Tuple[int, int]  # pid and tid
 NEARLY_BYTES = 1 << 20  # memory is charged in batches
 SHORTEST_S = 0.01  # the counters of what runs move with the scheduler's tick, 1 to 10 ms
+ASKING_NS = 100_000  # of CPU time a turn: Python's threads ask for their lock in less
 UNSEEN_NS = 1_000_000  # of CPU time that no thread owns up to
 
 
@@ -21,6 +22,8 @@ class Seen(NamedTuple):
     waited: int
     pending: int  # of a wait that isn't over yet
     is_ready: bool
+    turns: int = 0  # how often it got a CPU
+    asked: int = 0  # waits of which it isn't known yet what for
 
 
 NEW = Seen(0, 0, 0, False)
@@ -33,6 +36,7 @@ class Look(NamedTuple):
     threads: dict[Key, Seen]
     ran: int
     waited: int
+    worked: int  # ran, and waited for a turn that was no mere asking
     runners: int  # threads that ran or wanted to
     ready: int
     cpus: float  # that the ready ones may use
@@ -60,7 +64,7 @@ class Meter:
         self._counters = counters
         self._proc = proc
         self._now = now
-        self._look = Look({}, 0, 0, 0, 0, cpus)
+        self._look = Look({}, 0, 0, 0, 0, 0, cpus)
         self._newborn = NEW  # what is assumed of a thread that wasn't there before
         self._has_missed = False  # a thread that ended while it was looked at
         self._own_ran, self._own_waited = self._own_times()
@@ -92,7 +96,7 @@ class Meter:
         """
         self.clock = FairClock()
         self._last = min(started, self._now() - SHORTEST_S / 1000)
-        self._look = Look({}, 0, 0, 0, 1, self.cpus)
+        self._look = Look({}, 0, 0, 0, 0, 1, self.cpus)
         self._newborn = STARTED
         self.sample(shortest_s=0.0)
         self._newborn = NEW
@@ -114,32 +118,36 @@ class Meter:
             (before.ready, look.ready),
             look.cpus,
             runners=look.runners,
+            worked_s=look.worked / 1e9,
             used_s=None if used is None else used / 1e9,
             is_complete=has_all and look.threads.keys() == before.threads.keys(),
             own_delay_s=own_waited / 1e9,
         )
 
     def _take_look(self, span: int) -> Look:
-        ran = waited = ready = runners = 0
+        ran = waited = worked = ready = runners = 0
         threads: dict[Key, Seen] = {}
         masks: list[frozenset[int]] = []
         self._has_missed = False
         for pid in self.pids():
-            for key, run, delay in self._threads(pid):
+            for key, run, delay, turns in self._threads(pid):
                 before = self._look.threads.get(key, self._newborn)
                 if run < before.ran:
                     before = NEW  # its number was used again
-                thread = settle(before, run, delay, self._is_ready(key), span)
+                thread, work = judge_wait(
+                    before, settle(before, run, delay, self._is_ready(key), span), turns
+                )
                 if thread.is_ready:
                     ready += 1
                     masks += _affinity(key[1])
                 runners += thread.is_ready or run > before.ran
+                worked += work
                 ran += run - before.ran
                 waited += delay - before.waited + thread.pending - before.pending
                 threads[key] = thread
         if not ready and (ran or self._has_missed):
             ready = self._look_again()
-        return Look(threads, ran, waited, runners, ready, reachable(masks, self.cpus))
+        return Look(threads, ran, waited, worked, runners, ready, reachable(masks, self.cpus))
 
     def _take_usage(self) -> tuple[int | None, int]:
         """Since the last time, nanoseconds: CPU time in the cgroup, the agent's waits."""
@@ -156,7 +164,7 @@ class Meter:
 
         One that went away while it was looked for was ready, or its parent now is.
         """
-        keys = [key for pid in self.pids() for key, _, _ in self._threads(pid)]
+        keys = [key for pid in self.pids() for key, *_ in self._threads(pid)]
         return sum(map(self._is_ready, keys)) or int(self._has_missed)
 
     def pids(self) -> list[int]:
@@ -193,7 +201,7 @@ class Meter:
         except (IndexError, ValueError):
             return 0
 
-    def _threads(self, pid: int) -> Iterator[tuple[Key, int, int]]:
+    def _threads(self, pid: int) -> Iterator[tuple[Key, int, int, int]]:
         folder = "%s/%d/task" % (self._proc, pid)
         try:
             names = os.listdir(folder)
@@ -203,8 +211,9 @@ class Meter:
         for name in names:
             try:
                 fields = _read("%s/%s/schedstat" % (folder, name)).split()
-                yield (pid, int(name)), int(fields[0]), int(fields[1])
-            except (IndexError, ValueError):
+                ran, waited, turns = map(int, fields[:3])
+                yield (pid, int(name)), ran, waited, turns
+            except ValueError:
                 self._has_missed = True  # it ended in between
 
     def resident_bytes(self) -> int:
@@ -229,6 +238,20 @@ def settle(before: Seen, ran: int, waited: int, is_ready: bool, span: int) -> Se
     if not before.is_ready:
         pending = unexplained // 2  # it began to wait at some moment in between
     return Seen(ran, waited, max(0, pending) if is_ready else 0, is_ready)
+
+
+def judge_wait(before: Seen, now: Seen, turns: int) -> tuple[Seen, int]:
+    """The thread now, and the nanoseconds that it ran or waited for work.
+
+    A wait is told of when it's over, and what it was for shows only then: whoever gets a CPU,
+    does next to nothing and sleeps again asked for a lock, and would not have been ready at the
+    same time as the lock's holder if nobody had been in the way.
+    """
+    ran = now.ran - before.ran
+    asked = before.asked + now.waited - before.waited + now.pending - before.pending
+    if ran >= ASKING_NS * max(1, turns - before.turns):
+        return now._replace(turns=turns), ran + asked
+    return now._replace(turns=turns, asked=asked if now.is_ready else 0), ran
 
 
 def _read(path: str, size: int = 1024) -> bytes:

@@ -154,6 +154,7 @@ class Ahead:
         self._path: list[str] = []
         self._finders: list[list[Any]] = []
         self._tops: set[str] = set()
+        self._asked: set[str] = set()  # what was preloaded, with all that it imports
         self._variables: dict[Any, Any] = {}
 
     # While warming.
@@ -243,6 +244,7 @@ class Ahead:
         """Find out now what these modules bring with them."""
         for name in names:
             self._closures[name] = self.closure(name)
+            self._asked.update(self._closures[name])
 
     def closure(self, name: str) -> tuple[str, ...]:
         """A hidden module and every hidden one that importing it imports."""
@@ -338,9 +340,8 @@ class Ahead:
 
     def _objection(self, names: list[str]) -> str | None:
         """What has happened that might have made this import come out differently."""
-        if self._variables != _modules["os"].environ._data:
-            return "environment variables were changed before"
-        if [list(sys.meta_path), list(sys.path_hooks)] != self._finders:
+        is_asked = bool(self._asked.intersection(names))
+        if self._has_other_finders(is_asked):
             return "import hooks were changed before"
         if sys.gettrace() is not None or sys.getprofile() is not None:
             return "a trace function was set before"
@@ -350,21 +351,56 @@ class Ahead:
         shadow = self._shadow()
         if shadow is not None:
             return "%s comes before the installed module" % shadow
+        # The agent's own modules are Python's, which look at no variables and warn of nothing.
+        return (self._asked_objection() if is_asked else None) or self._change(names)
+
+    def _has_other_finders(self, is_asked: bool) -> bool:
+        """Whether something else may find these modules. What comes last is asked last; and that
+        a finder has gone which `site` added concerns no module of Python's."""
+        finders, hooks = self._finders
+        left = [one for one in sys.meta_path if one in finders]
+        if not is_asked and finders[-1:] == left[-1:]:
+            finders = [one for one in finders if one in left]
+        return sys.path_hooks != hooks or sys.meta_path[: len(left)] != finders
+
+    def _asked_objection(self) -> str | None:
+        """The same, of what only other people's modules look at while they are imported."""
+        if self._variables != _modules["os"].environ._data:
+            return "environment variables were changed before"
         added = list(_filters())[: len(_filters()) - len(self._first_filters)]
         known = {id(item) for items in self._own_filters.values() for item in items}
         if list(_filters())[len(added) :] != self._first_filters or any(
             item[0] != "ignore" for item in added if id(item) not in known
         ):
             return "warnings filters were changed before"
-        for name, module in list(sys.modules.items()):
-            before = self._seen.get(name)
-            if before is None or name in UNFINISHED:
+        return None
+
+    def _change(self, names: list[str]) -> str | None:
+        """What was changed in a module that these import, or that every program has."""
+        for name in self._reached(names):
+            module, before = sys.modules.get(name), self._seen.get(name)
+            if module is None or before is None or name in UNFINISHED:
                 continue
             for key in _changes(name, before, _namespace(module)):
                 full = "%s.%s" % (name, key)
                 if full not in sys.modules and full not in self.hidden:
                     return "%s.%s was changed before" % (name, key)
         return None
+
+    def _reached(self, names: list[str]) -> dict[str, None]:
+        """What importing these may look at: what it imports, and what every program has."""
+        found = dict.fromkeys(self._baseline)
+        todo = list(names)
+        while todo:
+            one = todo.pop()
+            if one in found:
+                continue
+            found[one] = None
+            parent = one.rpartition(".")[0]
+            if parent:
+                todo.append(parent)
+            todo += self.recorder.edges.get(one, ())
+        return found
 
     def _shadow(self) -> str | None:
         """A file on the import path that would be found in place of a module imported ahead."""

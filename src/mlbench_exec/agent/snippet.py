@@ -30,6 +30,8 @@ from mlbench_exec.agent.world import World
 TICK_S = 0.05
 FIRST_TICK_S = 0.01  # the sooner others hear that it sleeps, the sooner they start
 NEWS = 0.3  # CPUs: a change worth a word
+AT_START = 2 / 3  # CPUs that the host reckons with (`admission`)
+OF_AGE_S = 0.05  # only then does a snippet want more: short ones are over, and leave gaps
 SHORT_TICK_S = 0.01  # where threads come and go on a busy machine
 MARGIN = 1.25  # of the uncertainty: the last look may find that a little more was stolen
 OVERTIME = 0.5  # of the limit: how long an uncertain clock may ask for more
@@ -114,7 +116,7 @@ class _Running:
         self.cpu_s = 0.0
         self.max_rss = 0
         self.disk_full = False
-        self._wanted = self._told = 1.0  # CPUs
+        self._wanted, self._told = 1.0, AT_START  # CPUs
         self._next_sample = time.monotonic() + TICK_S
         self._report = b""
         if not world.nested:
@@ -278,6 +280,8 @@ class _Running:
         """So that no more snippets are started than the CPUs have time for."""
         self._wanted += (self.meter.wanted - self._wanted) / 2
         if abs(self._wanted - self._told) >= NEWS:
+            if self._wanted > self._told and time.monotonic() - self.started < OF_AGE_S:
+                return
             if not select.select([], [frames.OUT], [], 0)[1]:
                 return  # nobody reads now: it's said later
             self._told = self._wanted
