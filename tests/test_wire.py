@@ -1,5 +1,9 @@
+import binascii
+import json
+import marshal
 import math
 import struct
+from importlib.util import MAGIC_NUMBER
 
 import anyio
 import anyio.lowlevel
@@ -254,6 +258,17 @@ async def test_a_closed_input_has_failed() -> None:
     await stream.aclose()
     with pytest.raises(SandboxFailed, match=r"its input is closed.*its stderr"):
         await AgentSandbox(stream).run(JOB)
+
+
+def test_modules_are_sent_as_sources_and_compiled() -> None:
+    """A Python with the engine's bytecode need not compile; any other has the sources."""
+    bundle = json.loads(wire.agent_bundle()[4:])
+    assert bundle["magic"] == MAGIC_NUMBER.hex()
+    for name, source, code in bundle["modules"]:
+        assert source == wire.agent_sources()[name]
+        compiled = marshal.loads(binascii.a2b_base64(code))
+        assert compiled == compile(source, compiled.co_filename, "exec", dont_inherit=True)
+        assert compiled.co_filename == f"<mlbench_exec.agent.{name}>"
 
 
 async def start(*messages: wire.Message) -> wire.Ready:

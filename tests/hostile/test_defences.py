@@ -4,7 +4,6 @@ A defence is taken away by altering what the host sends or asks for, from outsid
 switch for it in the product.
 """
 
-import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -29,10 +28,11 @@ FLOOD = 20 << 20
 
 def alter_agent(patch: Patch, module: str, old: str, new: str) -> None:
     """Send an agent that differs in one place."""
-    sources = dict(json.loads(wire.agent_bundle()[4:]))
+    sources = wire.agent_sources()
     assert sources[module].count(old) == 1, f"agent/{module} has changed: {old!r}"
     sources[module] = sources[module].replace(old, new)
-    bundle = wire.frame(json.dumps(list(sources.items())).encode())
+    bundle = wire.bundle_of(sources)
+    patch.setattr(wire, "agent_sources", lambda: sources)  # what is altered next starts from it
     patch.setattr(wire, "agent_bundle", lambda: bundle)
 
 
