@@ -11,7 +11,7 @@ import anyio.lowlevel
 import msgspec
 from anyio.abc import TaskGroup
 
-from mlbench_exec.admission import AT_START, WHILE_OPENING, Admission, Ticket
+from mlbench_exec.admission import WHILE_OPENING, Admission, Ticket
 from mlbench_exec.environments import Environment
 from mlbench_exec.errors import EnvironmentUnusable, MLBenchExecError, SlotBroken
 from mlbench_exec.sandbox import Backend, Sandbox, Tell
@@ -71,12 +71,12 @@ class Pool:
         self._free = list(range(size + spares - 1, -1, -1))  # slot numbers, the lowest last
         self._idle: list[_Idle] = []  # least recently used first
         self._admission = Admission(cores)
-        self._waiting = 0
         self._served: dict[int, set[str]] = {}  # by slot: environments that its sandbox has served
         self._lent = 0
         self._ordinary = 0  # borrowers that don't want to be alone, waiting ones included
         self._refilling = 0
         self._opened = self._opening = 0
+        self._coming: list[str] = []  # keys of the spare ones that are being opened
         self._slots = len(self._free)  # that aren't broken
         self._why_none = ""
         self._is_single_use = False
@@ -95,7 +95,7 @@ class Pool:
             refilling=self._refilling,
             opened=self._opened,
             opening=self._opening,
-            waiting=self._waiting,
+            waiting=self._admission.waiting,
         )
 
     async def __aenter__(self) -> Self:
@@ -173,15 +173,13 @@ class Pool:
     async def _borrow(self, environment: Environment, fresh: bool) -> AsyncIterator[Lease]:
         """For a holder of a permit, who counts as lending until its sandbox is seen to."""
         key = self._backend.key(environment)
-        await self._wait_for_room()
-        ticket = self._admission.enter()
+        ticket = await self._admission.enter()
         self._lent += 1
         try:
             lease = await self._take(key, environment, fresh, ticket)
             try:
-                await self._wait_for_room(ticket)
-                ticket.cpus = AT_START
-                yield msgspec.structs.replace(lease, tell=partial(self._tell, ticket))
+                await self._admission.start(ticket)
+                yield msgspec.structs.replace(lease, tell=partial(self._admission.want, ticket))
             except EnvironmentUnusable:
                 self._give_back(key, environment, lease)
                 raise
@@ -192,20 +190,6 @@ class Pool:
         finally:
             self._lent -= 1
             self._admission.leave(ticket)
-
-    async def _wait_for_room(self, ticket: Ticket | None = None) -> None:
-        self._waiting += 1
-        try:
-            while not self._admission.has_room(ticket):
-                changed = self._changed
-                await changed.wait()
-        finally:
-            self._waiting -= 1
-
-    def _tell(self, ticket: Ticket, cpus: float) -> None:
-        """How many CPUs the ticket's snippet could use now."""
-        ticket.cpus = cpus
-        self._notify()
 
     def _give_back(self, key: str, environment: Environment, lease: Lease) -> None:
         if lease.sandbox.reusable:
@@ -230,14 +214,12 @@ class Pool:
                 raise SlotBroken(self._why_none)
             if not fresh and (position := self._idle_one(key, environment.name)) is not None:
                 return self._idle.pop(position).lease
-            ticket.cpus = WHILE_OPENING
+            self._admission.want(ticket, WHILE_OPENING)
             slot = self._free_slot()
             if slot is None and self._idle:  # the least recently used one makes room
                 slot = await self._evict()
             if slot is not None:
-                lease = await self._open(environment, slot)
-                ticket.cpus = 0.0
-                return lease
+                return await self._open(environment, slot)
             changed = self._changed
             await changed.wait()
 
@@ -290,10 +272,15 @@ class Pool:
         try:
             with anyio.CancelScope(shield=True):
                 await lease.sandbox.aclose()
-            if sum(idle.key == key for idle in self._idle) < SPARES:
-                self._put_back(key, await self._open(environment, lease.slot))
-            else:
+            spares = [idle.key for idle in self._idle] + self._coming
+            if spares.count(key) >= SPARES:
                 self._release(lease.slot)
+                return
+            self._coming.append(key)
+            try:
+                self._put_back(key, await self._open(environment, lease.slot))
+            finally:
+                self._coming.remove(key)
         except MLBenchExecError:
             pass  # whoever needs one meets the error in its own task; `_open` freed the slot
         finally:
