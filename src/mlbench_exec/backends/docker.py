@@ -1,10 +1,9 @@
-"""The docker backend: warm, locked-down containers; the only module that knows aiodocker."""
+"""The docker backend: warm, locked-down containers, each with an agent inside."""
 
 import contextlib
 import json
 import math
-import os
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 import aiodocker
@@ -12,20 +11,25 @@ import aiohttp
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
-import msgspec
 from aiodocker.containers import DockerContainer
-from aiodocker.stream import Stream
 
 from mlbench_exec import seccomp, wire
 from mlbench_exec.backends import apparmor, daemons
 from mlbench_exec.backends.agent_sandbox import AgentSandbox, NestingRefused, room_for_warm
 from mlbench_exec.backends.cgroups import HEADROOM_BYTES, HEADROOM_PIDS
+from mlbench_exec.backends.containers import (
+    CALL_TIMEOUT_S,
+    CLOSE_WITHIN_S,
+    ContainerStream,
+    delete,
+    no_daemon,
+    translated,
+)
 from mlbench_exec.backends.gpus import VARIABLES, GpuSlots
 from mlbench_exec.backends.identity import engine_identity, is_dead
 from mlbench_exec.backends.interpreters import is_below
 from mlbench_exec.environments import Environment, Mount
 from mlbench_exec.errors import (
-    BackendLost,
     BackendUnavailable,
     EnvironmentUnusable,
     SandboxFailed,
@@ -37,15 +41,7 @@ ENGINE_LABEL = "mlbench-exec.engine"
 RUN_LABEL = "mlbench-exec.run"
 STAGING = "/.mlbench/mounts"
 STARTS_AT_ONCE = 4  # a daemon gets slower, not faster, with more
-CALL_TIMEOUT_S = 120.0
-TOOLKIT = (
-    "GPUs in containers need NVIDIA's Container Toolkit: install it, then sudo nvidia-ctk runtime "
-    "configure --runtime=docker && sudo systemctl restart docker; or leave out --gpus"
-)
-DAEMON_ERRORS = (aiodocker.DockerError, aiohttp.ClientError, OSError, TimeoutError)
-CLOSE_WITHIN_S = 20.0
 LAST_TRY_WITHIN_S = 5.0
-NO_ANSWER = 900  # aiodocker's status for a daemon that can't be reached
 NO_PYTHON = "mlbench-exec: no Python 3.7 or later is in this image"
 # Any interpreter will do for the agent: it needs nothing but the standard library.
 LAUNCH = f"""
@@ -143,7 +139,7 @@ class DockerBackend:
         try:
             self._docker = aiodocker.Docker()
         except (ValueError, OSError, aiodocker.DockerError) as error:
-            raise BackendUnavailable(_no_daemon(error)) from error
+            raise BackendUnavailable(no_daemon(error)) from error
         try:
             with anyio.fail_after(CALL_TIMEOUT_S):
                 version = await self._docker.version()
@@ -155,7 +151,7 @@ class DockerBackend:
             self._check_runtime(info)
             if self._is_nested and apparmor.is_in_force(info):
                 self._apparmor, self._is_under_apparmor = apparmor.PROFILE, True
-            with _translated("looking for leftovers and images"):
+            with translated("looking for leftovers and images"):
                 await self._remove_leftovers()
                 for image in {e.image for e in self._environments if e.image}:
                     self._images[image] = await self._inspect(image, str(version["Arch"]))
@@ -163,7 +159,7 @@ class DockerBackend:
                 await self._find_level()
         except (aiodocker.DockerError, aiohttp.ClientError, OSError, TimeoutError) as error:
             await self.__aexit__()
-            raise BackendUnavailable(_no_daemon(error)) from error
+            raise BackendUnavailable(no_daemon(error)) from error
         except SandboxFailed as error:
             await self.__aexit__()
             raise BackendUnavailable(f"Docker can't start a sandbox: {error}") from error
@@ -289,12 +285,12 @@ class DockerBackend:
         assert self._docker is not None
         config = self._config(environment, slot, nested=nested, user=user)
         async with self._starts:
-            with _translated(f"starting a container of {environment.image}"):
+            with translated(f"starting a container of {environment.image}"):
                 container = await self._create(config)
-            stream = _ContainerStream(container, self._left)
+            stream = ContainerStream(container, self._left)
             sandbox = AgentSandbox(stream, reusable=nested)
             try:
-                with _translated(f"starting a container of {environment.image}"):
+                with translated(f"starting a container of {environment.image}"):
                     await stream.open()
                 ready = await sandbox.start(
                     lambda hello: self._setup(environment, hello, nested=nested)
@@ -316,7 +312,7 @@ class DockerBackend:
         try:
             await anyio.lowlevel.checkpoint()
         except BaseException:
-            await _ContainerStream(container, self._left).aclose()
+            await ContainerStream(container, self._left).aclose()
             raise
         return container
 
@@ -439,7 +435,7 @@ class DockerBackend:
         """Try once more to remove what couldn't be while the daemon was away."""
         while self._left:
             with contextlib.suppress(aiodocker.DockerError, aiohttp.ClientError, OSError):
-                await _delete(self._left.pop())
+                await delete(self._left.pop())
 
     async def _remove_leftovers(self) -> None:
         """Remove containers whose engine on this host is dead; others' are left alone."""
@@ -449,7 +445,7 @@ class DockerBackend:
             label = container["Labels"].get(ENGINE_LABEL, "")
             if await anyio.to_thread.run_sync(is_dead, label):
                 with anyio.move_on_after(CLOSE_WITHIN_S):
-                    await _delete(container)
+                    await delete(container)
 
 
 def _missing(message: str) -> str | None:
@@ -465,188 +461,5 @@ def _profile_text() -> str:
     return json.dumps(seccomp.container_profile())
 
 
-def _place() -> str:
-    return os.environ.get("DOCKER_HOST") or "the default socket"
-
-
-def _is_unreachable(error: BaseException) -> bool:
-    if isinstance(error, aiodocker.DockerError):
-        return bool(error.status == NO_ANSWER)
-    return isinstance(error, aiohttp.ClientConnectionError | ConnectionError | FileNotFoundError)
-
-
-def _no_daemon(error: BaseException) -> str:
-    return (
-        f"no Docker daemon answers at {_place()} ({type(error).__name__}: {error}); start it, set "
-        "DOCKER_HOST, or use --backend local"
-    )
-
-
-@contextlib.contextmanager
-def _translated(doing: str) -> Any:
-    """Docker's errors become ours."""
-    try:
-        yield
-    except (aiodocker.DockerError, aiohttp.ClientError, OSError, TimeoutError) as error:
-        if _is_unreachable(error):
-            raise BackendLost(
-                f"no Docker daemon answers at {_place()} any more ({error}); start it again"
-            ) from error
-        hint = f"; {TOOLKIT}" if "could not select device driver" in str(error) else ""
-        raise SandboxFailed(f"Docker failed while {doing}: {error}{hint}") from error
-
-
 def _own_label() -> str:
     return json.dumps(engine_identity())
-
-
-async def _delete(container: DockerContainer) -> None:
-    """Remove a container and wait until it is gone, whoever removes it.
-
-    Raises `DockerError` where the daemon can't be reached.
-    """
-    try:
-        await container.delete(force=True, v=True)
-        return
-    except aiodocker.DockerError as error:
-        _raise_unreachable(error)
-    while True:  # being removed already: by itself, or by somebody else
-        try:
-            await container.show()
-            await container.delete(force=True, v=True)
-        except aiodocker.DockerError as error:
-            if error.status == 404:
-                return
-            _raise_unreachable(error)
-        await anyio.sleep(0.05)
-
-
-def _raise_unreachable(error: aiodocker.DockerError) -> None:
-    if _is_unreachable(error):
-        raise error
-
-
-class _ContainerStream:
-    """The attached stdin and stdout of one container."""
-
-    def __init__(self, container: DockerContainer, left: list[DockerContainer]) -> None:
-        self._container = container
-        self._left = left  # takes the container where it can't be removed
-        self._stream: Stream | None = None
-        self._stderr = b""
-        self._is_gone = False
-
-    async def open(self) -> None:
-        """Attach before the start, so that nothing it says is missed."""
-        self._stream = self._container.attach(stdin=True, stdout=True, stderr=True, logs=False)
-        with anyio.fail_after(CALL_TIMEOUT_S):
-            await self._stream._init()
-            await self._container.start()
-
-    async def send(self, data: bytes) -> None:
-        assert self._stream is not None
-        with _as_os_error():
-            await self._stream.write_in(data)
-
-    async def receive(self) -> bytes:
-        assert self._stream is not None
-        while True:
-            with _as_os_error():
-                message = await self._stream.read_out()
-            if message is None:
-                return b""
-            if message.stream == 1:
-                return message.data
-            self._stderr = (self._stderr + message.data)[-4096:]
-
-    async def diagnosis(self) -> str:
-        return self._stderr.decode("utf-8", "replace").strip()
-
-    async def aclose(self) -> None:
-        if self._is_gone:
-            return
-        self._is_gone = True
-        is_removed = False
-        with anyio.move_on_after(CLOSE_WITHIN_S, shield=True):
-            if self._stream is not None:
-                with contextlib.suppress(Exception):
-                    await self._stream.close()
-            with contextlib.suppress(aiodocker.DockerError, aiohttp.ClientError, OSError):
-                await _delete(self._container)
-                is_removed = True
-        if not is_removed:
-            self._left.append(self._container)
-
-
-@contextlib.contextmanager
-def _as_os_error() -> Any:
-    try:
-        yield
-    except (aiodocker.DockerError, aiohttp.ClientError, RuntimeError, AssertionError) as error:
-        raise OSError(str(error)) from error
-
-
-class ImageHere(msgspec.Struct, frozen=True, kw_only=True):
-    """An image of the daemon's."""
-
-    size: int  # bytes
-    digest: str  # the registry's where it came from one, else the image's own id
-    created: str
-    architecture: str
-
-
-class Daemon:
-    """A daemon, asked about itself and its images; entering it raises `BackendUnavailable`."""
-
-    def __init__(self) -> None:
-        self.version: Mapping[str, Any] = {}
-        self.info: Mapping[str, Any] = {}
-        self._docker: aiodocker.Docker | None = None
-
-    async def __aenter__(self) -> Self:
-        try:
-            self._docker = aiodocker.Docker()
-            with anyio.fail_after(CALL_TIMEOUT_S):
-                self.version = await self._docker.version()
-                self.info = await self._docker.system.info()
-        except BaseException as error:
-            await self.__aexit__()
-            if isinstance(error, (ValueError, *DAEMON_ERRORS)):
-                raise BackendUnavailable(_no_daemon(error)) from error
-            raise
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        if self._docker is not None:
-            with anyio.CancelScope(shield=True):
-                await self._docker.close()
-
-    async def image(self, name: str) -> ImageHere | None:
-        """What is here under this name. Raises `BackendUnavailable`."""
-        assert self._docker is not None
-        try:
-            found = await self._docker.images.inspect(name)
-        except aiodocker.DockerError as error:
-            if error.status in {400, 404}:
-                return None
-            raise BackendUnavailable(f"Docker failed while looking up {name}: {error}") from error
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise BackendUnavailable(_no_daemon(error)) from error
-        return ImageHere(
-            size=int(found["Size"]),
-            digest=str((found.get("RepoDigests") or [found["Id"]])[0]),
-            created=str(found.get("Created", "")),
-            architecture=str(found.get("Architecture", "")),
-        )
-
-    async def pull(self, name: str) -> AsyncIterator[dict[str, Any]]:
-        """Pull an image; what the daemon tells of it, step by step. Raises `BackendUnavailable`."""
-        assert self._docker is not None
-        tagged = name if "@" in name or ":" in name.rpartition("/")[2] else f"{name}:latest"
-        try:
-            async for step in self._docker.images.pull(tagged, stream=True, timeout=None):
-                if "error" in step:
-                    raise BackendUnavailable(f"{name} can't be pulled: {step['error']}")
-                yield step
-        except DAEMON_ERRORS as error:
-            raise BackendUnavailable(f"{name} can't be pulled: {error}") from error

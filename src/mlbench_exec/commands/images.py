@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from mlbench_exec.backends.docker import Daemon, ImageHere
+from mlbench_exec.backends.image_store import Daemon, ImageHere
 from mlbench_exec.command import INCOMPLETE, OK, Failures, console, interruptible, say
 from mlbench_exec.dataset import load_dataset
 from mlbench_exec.engine import Engine

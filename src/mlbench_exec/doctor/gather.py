@@ -14,7 +14,8 @@ import anyio.to_thread
 import msgspec
 
 from mlbench_exec.backends import cgroups, gpus, identity
-from mlbench_exec.backends.docker import Daemon, DockerBackend
+from mlbench_exec.backends.docker import DockerBackend
+from mlbench_exec.backends.image_store import Daemon
 from mlbench_exec.backends.local import LocalBackend
 from mlbench_exec.doctor import facts as found
 from mlbench_exec.doctor.facts import Facts
