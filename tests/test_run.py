@@ -14,8 +14,9 @@ import pytest
 from click.testing import CliRunner
 
 from mlbench_exec.cli import main
+from mlbench_exec.dry_run import DryRun, Planned, dry_run
 from mlbench_exec.errors import InputError, RunFolderError, SandboxFailed
-from mlbench_exec.run import DryRun, Evaluation, Outcome, Planned, Selection, dry_run
+from mlbench_exec.run import Evaluation, Outcome, Selection
 from mlbench_exec.sandbox import Job, Limits, Observation
 from mlbench_exec.settings import Settings
 from mlbench_exec.testing.fakes import FakeBackend, observation

@@ -24,6 +24,7 @@ from mlbench_exec.commands.doctor import doctor
 from mlbench_exec.commands.images import images
 from mlbench_exec.commands.shell import shell
 from mlbench_exec.commands.weights import weights
+from mlbench_exec.dry_run import DryRun, dry_run
 from mlbench_exec.errors import InputError
 from mlbench_exec.options import engine_options, settings_from
 from mlbench_exec.report import (
@@ -44,7 +45,7 @@ from mlbench_exec.report import (
     write_results,
     write_summary,
 )
-from mlbench_exec.run import DryRun, Evaluation, Selection, dry_run
+from mlbench_exec.run import Evaluation, Selection
 from mlbench_exec.scores import summarize
 from mlbench_exec.submissions import STDIN
 

@@ -1,10 +1,7 @@
 """Run: one evaluation into one run folder: resume, judge, journal, score, report."""
 
 import hashlib
-import logging
-import logging.handlers
 import os
-import queue
 import stat
 import sys
 from collections.abc import (
@@ -22,13 +19,12 @@ from typing import Any, TextIO
 import anyio
 import anyio.to_thread
 import msgspec
-import structlog
 from rich.console import Console
 
 from mlbench_exec.dataset import Dataset
 from mlbench_exec.engine import Engine
 from mlbench_exec.environments import Environment
-from mlbench_exec.errors import EnvironmentUnusable, InputError, RunFolderError
+from mlbench_exec.errors import InputError, RunFolderError
 from mlbench_exec.failures import classify
 from mlbench_exec.journal import (
     DatasetFacts,
@@ -50,9 +46,9 @@ from mlbench_exec.report import (
     write_results,
     write_summary,
 )
+from mlbench_exec.run_log import log_to
 from mlbench_exec.samples import Key, Sample
 from mlbench_exec.sandbox import Backend
-from mlbench_exec.schedule import plan
 from mlbench_exec.scores import Summary, Tally, summarize
 from mlbench_exec.settings import Settings, host_memory_bytes
 from mlbench_exec.submissions import (
@@ -68,7 +64,6 @@ from mlbench_exec.submissions import (
 from mlbench_exec.verdicts import PASSING, Unjudged, Verdict
 from mlbench_exec.weights import Missing
 
-LOG = "log.jsonl"
 WEIGHTS_SHOWN = 5
 GOLD = "the dataset's own answers"
 GIB = 1 << 30
@@ -401,75 +396,6 @@ def weights_words(lacking: list[Missing], folder: Path | None) -> str:
     )
 
 
-class Planned(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run would do in one environment."""
-
-    environment: str
-    executions: int
-    problem: str | None  # why these could not be judged
-
-
-class DryRun(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run would do."""
-
-    planned: tuple[Planned, ...]
-    static: int  # outputs that the static checks decide
-    unusable: tuple[str, ...]  # lines and outputs that can't be judged, each with the reason
-    weights: tuple[Missing, ...] = ()  # files that rows need and that aren't here
-
-
-async def dry_run(
-    outputs: str | None, settings: Settings, selection: Selection, *, backend: Backend | None = None
-) -> DryRun:
-    """What would be executed where, and what the checks before it decide."""
-    counts: dict[int, int] = {}
-    waiting: dict[Key, int] = {}
-    static = 0
-    await anyio.to_thread.run_sync(can_reread, outputs)
-    async with Engine(settings, backend=backend) as engine:
-        bad_rows = engine.dataset.rejected if engine.dataset else ()
-        unusable = [f"{row.place}: {row.reason}" for row in bad_rows]
-        screened = screen(
-            selection.read(outputs, engine.samples),
-            engine.samples,
-            split=settings.split,
-            bad_rows=engine.bad_rows,
-        )
-        async with aclosing(screened) as rows:
-            async for row in rows:
-                if isinstance(row, Rejected):
-                    unusable.append(f"{row.place}: {row.reason}")
-                    continue
-                sample = engine.samples[row.key]
-                found = plan(row, sample, {}, share_identical=settings.share_identical)
-                static += len(found.verdicts)
-                unusable += (
-                    f"{one.place}, output {one.index}: {one.reason}" for one in found.unjudged
-                )
-                counts[row.github_id] = counts.get(row.github_id, 0) + len(found.chains)
-                waiting[row.key] = len(row.outputs) - len(found.verdicts) - len(found.unjudged)
-        planned = [
-            await anyio.to_thread.run_sync(_planned, engine, github_id, count)
-            for github_id, count in counts.items()
-        ]
-        lacking = await anyio.to_thread.run_sync(engine.missing_weights, waiting)
-    return DryRun(
-        planned=tuple(planned), static=static, unusable=tuple(unusable), weights=tuple(lacking)
-    )
-
-
-def _planned(engine: Engine, github_id: int, count: int) -> Planned:
-    environment = engine.environment_of(github_id)
-    if environment is None:
-        name, problem = f"github_id {github_id}", "it has no environment"
-        return Planned(environment=name, executions=count, problem=problem)
-    try:
-        engine.backend.check(environment)
-    except EnvironmentUnusable as error:
-        return Planned(environment=environment.name, executions=count, problem=str(error))
-    return Planned(environment=environment.name, executions=count, problem=None)
-
-
 def _dataset_words(engine: Engine) -> str:
     dataset = engine.dataset
     assert dataset is not None
@@ -538,44 +464,6 @@ async def _in_background(task: Callable[[], Coroutine[Any, Any, Any]]) -> AsyncI
     finally:
         tasks.cancel_scope.cancel()
         await tasks.__aexit__(None, None, None)
-
-
-@asynccontextmanager
-async def log_to(folder: Path) -> AsyncIterator[None]:
-    """Append what the engine logs to the run folder's log.jsonl, in a thread of its own."""
-    records: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    handler = logging.handlers.QueueHandler(records)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.JSONRenderer(),
-            ]
-        )
-    )
-    writer = await anyio.to_thread.run_sync(_start_writer, records, folder / LOG)
-    logger = logging.getLogger("mlbench_exec")
-    propagates, logger.propagate = logger.propagate, False
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = propagates
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(_stop_writer, writer)
-
-
-def _start_writer(records: "queue.SimpleQueue[Any]", path: Path) -> logging.handlers.QueueListener:
-    writer = logging.handlers.QueueListener(records, logging.FileHandler(path, delay=True))
-    writer.start()
-    return writer
-
-
-def _stop_writer(writer: logging.handlers.QueueListener) -> None:
-    writer.stop()
-    for handler in writer.handlers:
-        handler.close()
 
 
 def _verdict_settings(settings: Settings, engine: Engine) -> dict[str, Any]:
