@@ -64,21 +64,44 @@ MS = 1_000_000
 
 
 @pytest.mark.parametrize(
-    ("ran", "turns", "is_ready", "expected"),
-    [(1 * MS, 1, False, 9 * MS), (MS // 50, 1, False, MS // 50), (MS // 50, 1, True, MS // 50)],
+    ("ran", "is_ready", "expected"),
+    [(MS, False, 9 * MS), (MS // 50, False, MS // 50), (MS // 50, True, MS // 50)],
     ids=["worked", "asked", "not known yet"],
 )
-def test_a_wait_was_for_work_if_work_followed(
-    ran: int, turns: int, is_ready: bool, expected: int
-) -> None:
+def test_a_wait_was_for_work_if_work_followed(ran: int, is_ready: bool, expected: int) -> None:
     """Whoever waits for a CPU to find a lock taken would otherwise not have been ready."""
     before = Seen(0, 0, 0, False, turns=4)
-    now, work = judge_wait(before, Seen(ran, 8 * MS, 0, is_ready), 4 + turns)
+    now, work = judge_wait(before, Seen(ran, 8 * MS, 0, is_ready), 5, 10 * MS)
     assert work == expected
     assert now.asked == (8 * MS if is_ready else 0)
     if is_ready:  # and then it works on
-        later, work = judge_wait(now, Seen(ran + MS, 8 * MS, 0, True), 4 + turns)
+        later, work = judge_wait(now, Seen(ran + MS, 8 * MS, 0, True), 5, 10 * MS)
         assert (work, later.asked) == (9 * MS, 0)
+
+
+def test_a_long_wait_is_told_of_in_as_many_looks_as_it_took() -> None:
+    """No thread did more between two looks than one thread can."""
+    thread = Seen(0, 0, 0, True)
+    told = []
+    for number in range(1, 31):  # it gets 5 ms of every 100
+        turns = number // 10
+        ran, waited = turns * 5 * MS, turns * 95 * MS
+        pending = 0 if number % 10 == 0 else number % 10 * 10 * MS
+        thread, work = judge_wait(thread, Seen(ran, waited, pending, True), turns, 10 * MS)
+        told.append(work)
+    assert max(told) == 10 * MS
+    assert sum(told[10:]) == 20 * 10 * MS
+
+
+def test_a_parent_that_lends_its_memory_is_not_ready_for_long(machine: Machine) -> None:
+    """vfork: the parent is in uninterruptible sleep while its child sleeps as long as it likes."""
+    machine.thread(FIRST_PID, FIRST_PID, 0.01, 0, "D")
+    machine.usage(0.01)
+    meter = machine.meter()
+    meter.begin(machine.time)
+    for _ in range(200):
+        machine.tick(meter)
+    assert meter.stalled_s < 1.5
 
 
 def test_waits_are_stolen_and_runs_are_not(machine: Machine) -> None:

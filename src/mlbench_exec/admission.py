@@ -8,17 +8,18 @@ from collections import deque
 
 import anyio
 
-# CPUs that a snippet is reckoned with until its agent tells what it wants. A whole one would leave
-# the cores idle between short snippets.
-AT_START = 2 / 3
-WHILE_OPENING = 0.25  # a sandbox: mostly waiting
-TOLERANCE = 0.01  # three times AT_START is two cores
+BRIEF = 2 / 3  # CPUs for one that will have ended before its agent tells: it leaves gaps
+RECENT = 8  # snippets whose example the next ones are taken to follow
+WHILE_OPENING = 0.25  # CPUs: mostly waiting
+TOLERANCE = 0.01  # three times BRIEF is two cores
 
 
 class Ticket:
     """What one borrower wants of the CPUs at this moment."""
 
     cpus = 0.0
+    is_in = False  # and need not wait again
+    has_told = False
     has_left = False
 
 
@@ -32,6 +33,7 @@ class Admission:
     def __init__(self, cores: int | None) -> None:
         self._cores = cores
         self._wanted = 0.0
+        self._brief = 0.0  # share of the recent ones that ended before anything was told
         self._holders: deque[tuple[Ticket, anyio.Event]] = deque()
         self._newcomers: deque[tuple[Ticket, anyio.Event]] = deque()
 
@@ -47,38 +49,56 @@ class Admission:
 
     async def start(self, ticket: Ticket) -> None:
         """Wait for room once more, if a sandbox had to be opened in between."""
-        if ticket.cpus < AT_START:
+        if not ticket.is_in:
             await self._wait(self._holders, ticket)
 
-    def want(self, ticket: Ticket, cpus: float) -> None:
-        if ticket.has_left:
-            return  # told too late
+    def open(self, ticket: Ticket) -> None:
+        """Its holder opens a sandbox, and has to wait for room afterwards."""
+        ticket.is_in = False
+        self._want(ticket, WHILE_OPENING)
+
+    def tell(self, ticket: Ticket, cpus: float) -> None:
+        """What its snippet could use now."""
+        if not ticket.has_left:
+            ticket.has_told = True
+            self._want(ticket, cpus)
+
+    def leave(self, ticket: Ticket) -> None:
+        ticket.has_left = True
+        self._brief += ((not ticket.has_told) - self._brief) / RECENT
+        self._want(ticket, 0.0)
+
+    def _want(self, ticket: Ticket, cpus: float) -> None:
+        cpus = min(
+            cpus, self._cores or cpus
+        )  # nor does one that was told wrongly outweigh the rest
         self._wanted += cpus - ticket.cpus
         ticket.cpus = cpus
         self._let_in()
 
-    def leave(self, ticket: Ticket) -> None:
-        self.want(ticket, 0.0)
-        ticket.has_left = True
-
     async def _wait(self, line: deque[tuple[Ticket, anyio.Event]], ticket: Ticket) -> None:
         place = ticket, anyio.Event()
         line.append(place)
-        self.want(ticket, 0.0)
+        self._want(ticket, 0.0)
         try:
             await place[1].wait()
         except BaseException:
             if place in line:
                 line.remove(place)
-            self.leave(ticket)
+            self._want(ticket, 0.0)
             raise
 
     def _let_in(self) -> None:
         while (line := self._holders or self._newcomers) and self._has_room():
             ticket, turn = line.popleft()
-            self._wanted += AT_START - ticket.cpus
-            ticket.cpus = AT_START
+            self._wanted += self._at_start - ticket.cpus
+            ticket.cpus, ticket.is_in = self._at_start, True
             turn.set()
 
     def _has_room(self) -> bool:
-        return self._cores is None or self._wanted + AT_START <= self._cores + TOLERANCE
+        return self._cores is None or self._wanted + self._at_start <= self._cores + TOLERANCE
+
+    @property
+    def _at_start(self) -> float:
+        """CPUs that a snippet is reckoned with until its agent tells what it wants."""
+        return 1 - (1 - BRIEF) * self._brief

@@ -11,7 +11,7 @@ import anyio.lowlevel
 import msgspec
 from anyio.abc import TaskGroup
 
-from mlbench_exec.admission import WHILE_OPENING, Admission, Ticket
+from mlbench_exec.admission import Admission, Ticket
 from mlbench_exec.environments import Environment
 from mlbench_exec.errors import EnvironmentUnusable, MLBenchExecError, SlotBroken
 from mlbench_exec.sandbox import Backend, Sandbox, Tell
@@ -179,7 +179,7 @@ class Pool:
             lease = await self._take(key, environment, fresh, ticket)
             try:
                 await self._admission.start(ticket)
-                yield msgspec.structs.replace(lease, tell=partial(self._admission.want, ticket))
+                yield msgspec.structs.replace(lease, tell=partial(self._admission.tell, ticket))
             except EnvironmentUnusable:
                 self._give_back(key, environment, lease)
                 raise
@@ -214,7 +214,7 @@ class Pool:
                 raise SlotBroken(self._why_none)
             if not fresh and (position := self._idle_one(key, environment.name)) is not None:
                 return self._idle.pop(position).lease
-            self._admission.want(ticket, WHILE_OPENING)
+            self._admission.open(ticket)
             slot = self._free_slot()
             if slot is None and self._idle:  # the least recently used one makes room
                 slot = await self._evict()

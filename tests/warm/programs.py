@@ -17,6 +17,7 @@ COLD = {  # these say so themselves, or are found out and run again: never from 
     "shadowed_dependency",
     "fake_module",
     "import_hook",
+    "import_hook_at_the_end",
     "warnings_as_errors",
     "trace_before_import",
     "limits_before_import",
@@ -221,6 +222,8 @@ PROGRAMS = {
     "print(ahead.part.VALUE)",
     "fake_module": "import sys, types\nsys.modules['ahead_needs'] = types.SimpleNamespace(VALUE='fake')\n"
     "import ahead.part\nprint(ahead.part.VALUE)",
+    "import_hook_at_the_end": "import sys\nclass F:\n    @staticmethod\n    def find_spec(name, path=None, target=None):\n"
+    "        print('asked for', name)\nsys.meta_path.append(F)\nimport ahead\nprint(ahead.NAME)",
     "import_hook": "import sys\nclass F:\n    @staticmethod\n    def find_spec(name, path=None, target=None):\n"
     "        print('asked for', name)\nsys.meta_path.insert(0, F)\nimport ahead\nprint(ahead.NAME)",
     "warnings_as_errors": "import warnings\nwarnings.simplefilter('error')\nimport ahead\nprint(ahead.NAME)",

@@ -81,7 +81,7 @@ def _run(
         except ColdWanted as why:
             again = str(why)
             if limits.get("tell"):  # the host knows what the first run wanted
-                frames.write(OUT, {"type": "demand", "cpus": snippet.AT_START})
+                frames.write(OUT, {"type": "demand", "cpus": 1.0})
         except Refused as why:
             again = "the warm interpreter failed: %s" % why
             interpreters.drop(world, interpreter)

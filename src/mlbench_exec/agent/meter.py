@@ -12,6 +12,8 @@ Key = Tuple[int, int]  # pid and tid
 NEARLY_BYTES = 1 << 20  # memory is charged in batches
 SHORTEST_S = 0.01  # the counters of what runs move with the scheduler's tick, 1 to 10 ms
 ASKING_NS = 100_000  # of CPU time a turn: Python's threads ask for their lock in less
+DEEP_NS = 1_000_000_000  # in uninterruptible sleep, as if ready, with next to no CPU time
+DEEP_SHARE = 10  # so many times its CPU time a program may wait for others at its locks
 UNSEEN_NS = 1_000_000  # of CPU time that no thread owns up to
 
 
@@ -24,6 +26,7 @@ class Seen(NamedTuple):
     is_ready: bool
     turns: int = 0  # how often it got a CPU
     asked: int = 0  # waits of which it isn't known yet what for
+    owed: int = 0  # what it ran and waited to run, not told of yet
 
 
 NEW = Seen(0, 0, 0, False)
@@ -66,6 +69,7 @@ class Meter:
         self._now = now
         self._look = Look({}, 0, 0, 0, 0, 0, cpus)
         self._newborn = NEW  # what is assumed of a thread that wasn't there before
+        self._deep = 0  # nanoseconds in which threads counted as ready in uninterruptible sleep
         self._has_missed = False  # a thread that ended while it was looked at
         self._own_ran, self._own_waited = self._own_times()
         self._used = counters.cpu_ns()
@@ -135,7 +139,7 @@ class Meter:
                 if run < before.ran:
                     before = NEW  # its number was used again
                 thread, work = judge_wait(
-                    before, settle(before, run, delay, self._is_ready(key), span), turns
+                    before, settle(before, run, delay, self._is_ready(key, span), span), turns, span
                 )
                 if thread.is_ready:
                     ready += 1
@@ -165,7 +169,7 @@ class Meter:
         One that went away while it was looked for was ready, or its parent now is.
         """
         keys = [key for pid in self.pids() for key, *_ in self._threads(pid)]
-        return sum(map(self._is_ready, keys)) or int(self._has_missed)
+        return sum(self._is_ready(key, 0) for key in keys) or int(self._has_missed)
 
     def pids(self) -> list[int]:
         return [
@@ -183,13 +187,19 @@ class Meter:
                 ran, waited = ran + int(fields[0]), waited + int(fields[1])
         return ran, waited
 
-    def _is_ready(self, key: Key) -> bool:
+    def _is_ready(self, key: Key, span: int) -> bool:
         """Whether a thread runs or is ready to, or waits in the kernel for one that is.
 
-        Uninterruptible sleep is a wait for a disk, or for a lock whose holder has no CPU.
+        Uninterruptible sleep is a wait for a disk, or for a lock whose holder has no CPU. It is
+        also what a parent is in whose child borrows its memory (vfork), for as long as that likes
+        to sleep: so only a program that has computed may have waited like this for long.
         """
         state = _read("%s/%d/task/%d/stat" % (self._proc, key[0], key[1])).rpartition(b")")[2][1:2]
-        return state == b"R" or (state == b"D" and self._is_no_disk_awaited())
+        if state == b"D" and self._deep < DEEP_NS + DEEP_SHARE * self.clock.ran_s * 1e9:
+            is_ready = self._is_no_disk_awaited()
+            self._deep += span * is_ready
+            return is_ready
+        return state == b"R"
 
     def _is_no_disk_awaited(self) -> bool:
         """Whether no process of the whole machine waits for a disk."""
@@ -240,18 +250,23 @@ def settle(before: Seen, ran: int, waited: int, is_ready: bool, span: int) -> Se
     return Seen(ran, waited, max(0, pending) if is_ready else 0, is_ready)
 
 
-def judge_wait(before: Seen, now: Seen, turns: int) -> tuple[Seen, int]:
+def judge_wait(before: Seen, now: Seen, turns: int, span: int) -> tuple[Seen, int]:
     """The thread now, and the nanoseconds that it ran or waited for work.
 
     A wait is told of when it's over, and what it was for shows only then: whoever gets a CPU,
     does next to nothing and sleeps again asked for a lock, and would not have been ready at the
-    same time as the lock's holder if nobody had been in the way.
+    same time as the lock's holder if nobody had been in the way. A wait that was longer than the
+    look is spread over those that follow: no thread did more than one thread can.
     """
     ran = now.ran - before.ran
     asked = before.asked + now.waited - before.waited + now.pending - before.pending
+    owed = before.owed + ran
     if ran >= ASKING_NS * max(1, turns - before.turns):
-        return now._replace(turns=turns), ran + asked
-    return now._replace(turns=turns, asked=asked if now.is_ready else 0), ran
+        owed, asked = owed + asked, 0
+    elif not now.is_ready:
+        asked = 0
+    work = max(0, min(owed, span))
+    return now._replace(turns=turns, asked=asked, owed=owed - work), work
 
 
 def _read(path: str, size: int = 1024) -> bytes:

@@ -352,16 +352,22 @@ class Ahead:
         if shadow is not None:
             return "%s comes before the installed module" % shadow
         # The agent's own modules are Python's, which look at no variables and warn of nothing.
-        return (self._asked_objection() if is_asked else None) or self._change(names)
+        if is_asked:  # libraries in C import without anybody seeing it
+            return self._asked_objection() or self._change(list(sys.modules))
+        return self._change(list(self._reached(names)))
 
     def _has_other_finders(self, is_asked: bool) -> bool:
-        """Whether something else may find these modules. What comes last is asked last; and that
-        a finder has gone which `site` added concerns no module of Python's."""
+        """Whether something else may find these modules, or what they looked for in vain.
+
+        The agent's own are all there, and Python's: they are found by its own finders, if nothing
+        is asked before these, whatever finders of others came last or have gone.
+        """
         finders, hooks = self._finders
+        if is_asked:
+            return [list(sys.meta_path), list(sys.path_hooks)] != self._finders
         left = [one for one in sys.meta_path if one in finders]
-        if not is_asked and finders[-1:] == left[-1:]:
-            finders = [one for one in finders if one in left]
-        return sys.path_hooks != hooks or sys.meta_path[: len(left)] != finders
+        kept = [one for one in finders if one in left or _is_pythons(one)]
+        return sys.path_hooks != hooks or sys.meta_path[: len(left)] != kept
 
     def _asked_objection(self) -> str | None:
         """The same, of what only other people's modules look at while they are imported."""
@@ -376,8 +382,8 @@ class Ahead:
         return None
 
     def _change(self, names: list[str]) -> str | None:
-        """What was changed in a module that these import, or that every program has."""
-        for name in self._reached(names):
+        """What was changed in these modules since."""
+        for name in names:
             module, before = sys.modules.get(name), self._seen.get(name)
             if module is None or before is None or name in UNFINISHED:
                 continue
@@ -428,6 +434,10 @@ class Ahead:
                 if entry.name != top or os.path.lexists(os.path.join(entry.path, "__init__.py")):
                     return str(entry.path)
         return None
+
+
+def _is_pythons(finder: Any) -> bool:
+    return getattr(finder, "__module__", "") in IMPORTLIB
 
 
 def _run_delay_s() -> float:

@@ -30,8 +30,8 @@ from mlbench_exec.agent.world import World
 TICK_S = 0.05
 FIRST_TICK_S = 0.01  # the sooner others hear that it sleeps, the sooner they start
 NEWS = 0.3  # CPUs: a change worth a word
-AT_START = 2 / 3  # CPUs that the host reckons with (`admission`)
-OF_AGE_S = 0.05  # only then does a snippet want more: short ones are over, and leave gaps
+IDLE = 0.1  # CPUs: as good as none
+OF_AGE_S = 0.05  # only then is it told what it wants, or sooner if that is nothing
 SHORT_TICK_S = 0.01  # where threads come and go on a busy machine
 MARGIN = 1.25  # of the uncertainty: the last look may find that a little more was stolen
 OVERTIME = 0.5  # of the limit: how long an uncertain clock may ask for more
@@ -116,7 +116,8 @@ class _Running:
         self.cpu_s = 0.0
         self.max_rss = 0
         self.disk_full = False
-        self._wanted, self._told = 1.0, AT_START  # CPUs
+        self._wanted = 1.0  # CPUs
+        self._told: float | None = None
         self._next_sample = time.monotonic() + TICK_S
         self._report = b""
         if not world.nested:
@@ -169,7 +170,8 @@ class _Running:
     def _tick_s(self, now: float) -> float:
         """Short ones at first, and where threads come and go on a busy machine."""
         tick = SHORT_TICK_S if self._is_fair and self.meter.clock.is_sampling else TICK_S
-        return min(tick, max(FIRST_TICK_S, now - self.started)) if self.has_started else tick
+        is_young = self.has_started and now - self.started < OF_AGE_S
+        return min(tick, FIRST_TICK_S) if is_young else tick
 
     def _handle(self, fd: int, event: int, poller: select.poll) -> None:
         if fd == self.world.control_fd:
@@ -278,13 +280,20 @@ class _Running:
 
     def _tell_demand(self) -> None:
         """So that no more snippets are started than the CPUs have time for."""
+        if not self.has_started:
+            return
         self._wanted += (self.meter.wanted - self._wanted) / 2
-        if abs(self._wanted - self._told) >= NEWS:
-            if self._wanted > self._told and time.monotonic() - self.started < OF_AGE_S:
-                return
+        cpus = self._wanted if self._wanted >= IDLE else 0.0
+        if self._told is None:
+            if self.meter.wanted == 0:
+                cpus = self._wanted = 0.0  # it has started, and sleeps
+            is_news = cpus == 0 or time.monotonic() - self.started >= OF_AGE_S
+        else:
+            is_news = abs(cpus - self._told) >= NEWS or cpus == 0.0 < self._told
+        if is_news:
             if not select.select([], [frames.OUT], [], 0)[1]:
                 return  # nobody reads now: it's said later
-            self._told = self._wanted
+            self._told = cpus
             frames.write(frames.OUT, {"type": "demand", "cpus": round(self._told, 2)})
 
     def _kill_biggest(self) -> None:
