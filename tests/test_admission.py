@@ -11,9 +11,10 @@ from anyio import wait_all_tasks_blocked
 from anyio.abc import TaskGroup
 
 from mlbench_exec import Engine, Settings, Snippet
-from mlbench_exec.admission import Admission, Ticket
+from mlbench_exec.admission import WHILE_OPENING, Admission, Ticket
 from mlbench_exec.backends.local import LocalBackend
 from mlbench_exec.environments import Environment, Environments
+from mlbench_exec.errors import SlotBroken
 from mlbench_exec.pool import Pool
 from mlbench_exec.samples import Sample
 from mlbench_exec.sandbox import Clock, Job, Limits, Observation, Tell
@@ -156,7 +157,7 @@ async def test_who_holds_a_sandbox_comes_before_newcomers() -> None:
             await door.admission.start(opening)
             started.set()
 
-        door.admission.open(opening)
+        door.admission.step_back(opening, WHILE_OPENING)
         assert await door.tell(running, 2.0) == 0
         tasks.start_soon(start)
         await wait_all_tasks_blocked()
@@ -213,6 +214,44 @@ async def test_sandboxes_are_opened_side_by_side_but_no_more_than_are_used() -> 
     assert 2 < backend.statistics().opens <= 12
 
 
+class Breaking(Telling):
+    """Of its slots only the first one works."""
+
+    async def open(self, environment: Environment, slot: int) -> FakeSandbox:
+        if slot:
+            raise SlotBroken(f"slot {slot} is gone")
+        return await super().open(environment, slot)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("cores", [1, 2])
+async def test_who_waits_for_anothers_sandbox_is_not_in_its_way(cores: int) -> None:
+    """One sandbox is left for all: whoever has it gets room, however many wait for it."""
+    backend = Breaking(1.0, open_delay_s=0.01)
+    served = 0
+
+    async def borrow(environment: Environment) -> None:
+        nonlocal served
+        while True:
+            try:
+                async with pool.lend(environment) as lease:
+                    tell = lease.tell if served % 3 else lambda _: None  # some are brief
+                    job = msgspec.structs.replace(JOB, environment=environment)
+                    await lease.sandbox.run(job, tell)
+                    served += 1
+                    return
+            except SlotBroken:
+                continue
+
+    async with Pool(backend, 4, cores=cores) as pool:
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as tasks:
+                for number in range(24):
+                    name = "ab"[number % 2]  # so that the sandbox is opened anew each time
+                    tasks.start_soon(borrow, msgspec.structs.replace(ENVIRONMENT, name=name))
+    assert served == 24
+
+
 @pytest.mark.asyncio
 async def test_without_cores_every_slot_is_used() -> None:
     """As with the clock on the wall, which is ML-Bench's own."""
@@ -263,7 +302,7 @@ async def test_agents_tell_what_their_snippets_want(workdir: str) -> None:
             await sandbox.run(job, told[name].append)
         await sandbox.aclose()
     assert told["asleep"][-1] == 0.0
-    assert all(0.3 < cpus < 1.7 for cpus in told["alone"])
+    assert 0.3 < statistics.median(told["alone"]) < 1.7
     assert max(told["two"]) > 1.7
 
 

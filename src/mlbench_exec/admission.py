@@ -52,10 +52,13 @@ class Admission:
         if not ticket.is_in:
             await self._wait(self._holders, ticket)
 
-    def open(self, ticket: Ticket) -> None:
-        """Its holder opens a sandbox, and has to wait for room afterwards."""
+    def step_back(self, ticket: Ticket, cpus: float = 0.0) -> None:
+        """It has no sandbox yet, and has to wait for room again when it has.
+
+        What waits for others, who may wait for room themselves, keeps none from them.
+        """
         ticket.is_in = False
-        self._want(ticket, WHILE_OPENING)
+        self._want(ticket, cpus)
 
     def tell(self, ticket: Ticket, cpus: float) -> None:
         """What its snippet could use now."""

@@ -11,7 +11,7 @@ import anyio.lowlevel
 import msgspec
 from anyio.abc import TaskGroup
 
-from mlbench_exec.admission import Admission, Ticket
+from mlbench_exec.admission import WHILE_OPENING, Admission, Ticket
 from mlbench_exec.environments import Environment
 from mlbench_exec.errors import EnvironmentUnusable, MLBenchExecError, SlotBroken
 from mlbench_exec.sandbox import Backend, Sandbox, Tell
@@ -214,12 +214,14 @@ class Pool:
                 raise SlotBroken(self._why_none)
             if not fresh and (position := self._idle_one(key, environment.name)) is not None:
                 return self._idle.pop(position).lease
-            self._admission.open(ticket)
             slot = self._free_slot()
+            if slot is not None or self._idle:
+                self._admission.step_back(ticket, WHILE_OPENING)
             if slot is None and self._idle:  # the least recently used one makes room
                 slot = await self._evict()
             if slot is not None:
                 return await self._open(environment, slot)
+            self._admission.step_back(ticket)
             changed = self._changed
             await changed.wait()
 

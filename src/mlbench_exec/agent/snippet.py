@@ -31,6 +31,7 @@ TICK_S = 0.05
 FIRST_TICK_S = 0.01  # the sooner others hear that it sleeps, the sooner they start
 NEWS = 0.3  # CPUs: a change worth a word
 IDLE = 0.1  # CPUs: as good as none
+ASLEEP = 0.25  # what is left of one after two looks at which nothing was ready
 OF_AGE_S = 0.05  # only then is it told what it wants, or sooner if that is nothing
 SHORT_TICK_S = 0.01  # where threads come and go on a busy machine
 MARGIN = 1.25  # of the uncertainty: the last look may find that a little more was stolen
@@ -285,7 +286,7 @@ class _Running:
         self._wanted += (self.meter.wanted - self._wanted) / 2
         cpus = self._wanted if self._wanted >= IDLE else 0.0
         if self._told is None:
-            if self.meter.wanted == 0:
+            if self._wanted <= ASLEEP:
                 cpus = self._wanted = 0.0  # it has started, and sleeps
             is_news = cpus == 0 or time.monotonic() - self.started >= OF_AGE_S
         else:
