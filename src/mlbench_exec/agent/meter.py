@@ -14,6 +14,8 @@ SHORTEST_S = 0.01  # the counters of what runs move with the scheduler's tick, 1
 ASKING_NS = 100_000  # of CPU time a turn: Python's threads ask for their lock in less
 DEEP_NS = 1_000_000_000  # in uninterruptible sleep, as if ready, with next to no CPU time
 DEEP_SHARE = 10  # so many times its CPU time a program may wait for others at its locks
+# Of anonymous and shared memory in memory.stat: version 1 with its children, version 2, version 1.
+MEMORY_NAMES = ((b"total_rss", b"total_shmem"), (b"anon", b"shmem"), (b"rss", b"shmem"))
 UNSEEN_NS = 1_000_000  # of CPU time that no thread owns up to
 
 
@@ -332,7 +334,7 @@ class Counters:
     def cpu_ns(self) -> int | None:
         """CPU time of all that ever ran here, nanoseconds; None where nobody counts it."""
         if self._usage is None:
-            microseconds = _fields(self._cpu).get(b"usage_usec")
+            microseconds = _find(_text(self._cpu), b"usage_usec")
             return None if microseconds is None else microseconds * 1000
         try:
             return int(os.pread(self._usage, 32, 0))
@@ -341,18 +343,20 @@ class Counters:
 
     def memory_bytes(self) -> int:
         """Anonymous and shared memory: what can't be dropped like a file's cached pages."""
-        fields = _fields(self._memory)
-        if b"total_rss" in fields:  # version 1, with its children
-            return fields[b"total_rss"] + fields.get(b"total_shmem", 0)
-        return fields.get(b"anon", fields.get(b"rss", 0)) + fields.get(b"shmem", 0)
+        text = _text(self._memory)
+        for anonymous, shared in MEMORY_NAMES:
+            found = _find(text, anonymous)
+            if found is not None:
+                return found + (_find(text, shared) or 0)
+        return 0
 
     def kernel_bytes(self) -> int:
         """What the kernel holds for its processes: bytes in sockets, page tables, and more."""
         if self._kernel is not None:
             return _number(self._kernel)
-        fields = _fields(self._memory)
-        held = fields.get(b"kernel", 0) - fields.get(b"slab_reclaimable", 0)
-        return max(0, held) + fields.get(b"sock", 0)
+        text = _text(self._memory)
+        held = (_find(text, b"kernel") or 0) - (_find(text, b"slab_reclaimable") or 0)
+        return max(0, held) + (_find(text, b"sock") or 0)
 
 
 def own_cgroups() -> dict[str, str]:
@@ -376,15 +380,19 @@ def _open(folder: str | None, name: str) -> int | None:
         return None
 
 
-def _fields(fd: int | None) -> dict[bytes, int]:
-    if fd is None:
-        return {}
+def _text(fd: int | None) -> bytes:
     try:
-        words = os.pread(fd, 16384, 0).split()
+        return b"\n" + os.pread(fd, 16384, 0) if fd is not None else b""
     except OSError:
-        return {}
-    return {name: int(value) for name, value in zip(words[::2], words[1::2]) if value.isdigit()}
+        return b""
+
+
+def _find(text: bytes, name: bytes) -> int | None:
+    """The number on the line of this name. Not all lines are taken apart: it's asked often."""
+    _, found, rest = text.partition(b"\n" + name + b" ")
+    value = rest.partition(b"\n")[0]
+    return int(value) if found and value.isdigit() else None
 
 
 def _field(fd: int | None, name: bytes) -> int:
-    return _fields(fd).get(name, 0)
+    return _find(_text(fd), name) or 0
