@@ -42,9 +42,10 @@ class Machine:
     def usage(self, seconds: float) -> None:
         (self.cgroup / "cpuacct.usage").write_text(f"{seconds * SECOND:.0f}\n")
 
-    def blocked(self, count: int) -> None:
+    def blocked(self, count: int, running: int = 9999) -> None:
         self.proc.mkdir(exist_ok=True)
-        (self.proc / "stat").write_text(f"cpu 1 2\nprocs_running 9\nprocs_blocked {count}\nirq 0\n")
+        text = f"cpu 1 2\nprocs_running {running}\nprocs_blocked {count}\nirq 0\n"
+        (self.proc / "stat").write_text(text)
 
     def meter(self, cpus: float = 2.0) -> Meter:
         counters = Counters({"cpuacct": str(self.cgroup)})
@@ -186,6 +187,38 @@ def test_waiting_for_a_lock_is_waiting_and_for_a_disk_is_not(machine: Machine) -
             machine.tick(meter)
             machine.end(extra)
         assert (meter.stalled_s - before > 0.5) == (expected == 1.0), blocked
+
+
+@pytest.mark.parametrize(("running", "other"), [(1, "S"), (9999, "R")])
+def test_uninterruptible_sleep_is_not_stolen_where_nobody_elses_thread_can_hold_the_lock(
+    machine: Machine, running: int, other: str
+) -> None:
+    """The machine has CPUs for all, or the program's own other thread runs."""
+    machine.blocked(0, running)
+    machine.thread(FIRST_PID, FIRST_PID, 0, 0, "D")
+    machine.thread(FIRST_PID, FIRST_PID + 1, 0, 0, other)
+    meter = machine.meter()
+    meter.begin(machine.time)
+    for number in range(1, 15):
+        if other == "R":
+            machine.thread(FIRST_PID, FIRST_PID + 1, number * 0.05, 0, other)
+            machine.usage(number * 0.05)
+        machine.tick(meter)
+    assert meter.stalled_s < 0.1
+
+
+def test_a_thread_that_was_missed_once_has_not_run_all_its_life_since(machine: Machine) -> None:
+    """Its file couldn't be read at one look; at the next it seems to be new."""
+    machine.thread(FIRST_PID, FIRST_PID, 0, 0, "R")
+    meter = machine.meter()
+    meter.begin(machine.time)
+    for number in range(1, 21):
+        machine.thread(FIRST_PID, FIRST_PID, number * 0.025, number * 0.025, "R")
+        machine.usage(number * 0.025)
+        if number == 19:
+            (machine.proc / str(FIRST_PID) / "task" / str(FIRST_PID) / "schedstat").write_text("")
+        machine.tick(meter)
+    assert meter.stalled_s == pytest.approx(0.5, abs=0.06)
 
 
 def test_a_thread_number_that_is_used_again_starts_anew(machine: Machine) -> None:

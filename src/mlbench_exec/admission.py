@@ -8,10 +8,10 @@ from collections import deque
 
 import anyio
 
-BRIEF = 2 / 3  # CPUs for one that will have ended before its agent tells: it leaves gaps
+BRIEF = 0.6  # CPUs for one that will have ended before its agent tells: it leaves gaps
 RECENT = 8  # snippets whose example the next ones are taken to follow
 WHILE_OPENING = 0.25  # CPUs: mostly waiting
-TOLERANCE = 0.01  # three times BRIEF is two cores
+TOLERANCE = 0.01  # sums of fractions
 
 
 class Ticket:
@@ -68,7 +68,8 @@ class Admission:
 
     def leave(self, ticket: Ticket) -> None:
         ticket.has_left = True
-        self._brief += ((not ticket.has_told) - self._brief) / RECENT
+        if ticket.is_in:
+            self._brief += ((not ticket.has_told) - self._brief) / RECENT
         self._want(ticket, 0.0)
 
     def _want(self, ticket: Ticket, cpus: float) -> None:

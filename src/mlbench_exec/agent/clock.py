@@ -58,7 +58,7 @@ class FairClock:
         for to run more than a moment. `is_complete`: no thread came or went
         and none was missed. `own_delay_s`: what the observer itself waited for a CPU.
         """
-        share = min(1.0, (delayed_s + own_delay_s) / dt)
+        share = max(0.0, min(1.0, (delayed_s + own_delay_s) / dt))
         self.busy += (share - self.busy) * dt / (dt + MEMORY_S)
         threads = [float(count) for count in ready if count]
         parallel = sum(threads) / len(threads) if threads else 1.0

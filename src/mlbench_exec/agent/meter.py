@@ -16,6 +16,7 @@ DEEP_NS = 1_000_000_000  # in uninterruptible sleep, as if ready, with next to n
 DEEP_SHARE = 10  # so many times its CPU time a program may wait for others at its locks
 # Of anonymous and shared memory in memory.stat: version 1 with its children, version 2, version 1.
 MEMORY_NAMES = ((b"total_rss", b"total_shmem"), (b"anon", b"shmem"), (b"rss", b"shmem"))
+LATE_NS = 20_000_000  # by which what ran is told of late, at most
 UNSEEN_NS = 1_000_000  # of CPU time that no thread owns up to
 
 
@@ -103,16 +104,18 @@ class Meter:
         self.clock = FairClock()
         self._last = min(started, self._now() - SHORTEST_S / 1000)
         self._look = Look({}, 0, 0, 0, 0, 1, self.cpus)
-        self._newborn = STARTED
+        self._newborn, self._deep = STARTED, 0
         self.sample(shortest_s=0.0)
         self._newborn = NEW
+        for key, thread in self._look.threads.items():
+            self._look.threads[key] = thread._replace(asked=0, owed=0)
 
-    def sample(self, shortest_s: float = SHORTEST_S) -> None:
-        """Look, and tell the clock what happened since the last time."""
+    def sample(self, shortest_s: float = SHORTEST_S) -> bool:
+        """Look, and tell the clock what happened since the last time; not twice in a moment."""
         now = self._now()
         dt = now - self._last
         if dt < shortest_s:
-            return
+            return False
         before, self._look, self._last = self._look, self._take_look(int(dt * 1e9)), now
         look = self._look
         used, own_waited = self._take_usage()
@@ -129,28 +132,34 @@ class Meter:
             is_complete=has_all and look.threads.keys() == before.threads.keys(),
             own_delay_s=own_waited / 1e9,
         )
+        return True
 
     def _take_look(self, span: int) -> Look:
         ran = waited = worked = ready = runners = 0
         threads: dict[Key, Seen] = {}
         masks: list[frozenset[int]] = []
         self._has_missed = False
-        for pid in self.pids():
-            for key, run, delay, turns in self._threads(pid):
-                before = self._look.threads.get(key, self._newborn)
-                if run < before.ran:
-                    before = NEW  # its number was used again
-                thread, work = judge_wait(
-                    before, settle(before, run, delay, self._is_ready(key, span), span), turns, span
-                )
-                if thread.is_ready:
-                    ready += 1
-                    masks += _affinity(key[1])
-                runners += thread.is_ready or run > before.ran
-                worked += work
-                ran += run - before.ran
-                waited += delay - before.waited + thread.pending - before.pending
-                threads[key] = thread
+        seen = [one for pid in self.pids() for one in self._threads(pid)]
+        states = {key: self._state(key) for key, *_ in seen}
+        is_deep_ready = self._is_deep_ready(states, span)
+        for key, run, delay, turns in seen:
+            before = self._look.threads.get(key, self._newborn)
+            if run < before.ran:
+                before = NEW  # its number was used again
+            if run - before.ran > span + LATE_NS:  # it was missed once, or took another's number
+                before = before._replace(ran=run - span, waited=delay)
+            is_ready = states[key] == b"R" or (is_deep_ready and states[key] == b"D")
+            thread, work = judge_wait(
+                before, settle(before, run, delay, is_ready, span), turns, span
+            )
+            if thread.is_ready:
+                ready += 1
+                masks += _affinity(key[1])
+            runners += thread.is_ready or run > before.ran
+            worked += work
+            ran += run - before.ran
+            waited += delay - before.waited + thread.pending - before.pending
+            threads[key] = thread
         if not ready and (ran or self._has_missed):
             ready = self._look_again()
         return Look(threads, ran, waited, worked, runners, ready, reachable(masks, self.cpus))
@@ -171,7 +180,7 @@ class Meter:
         One that went away while it was looked for was ready, or its parent now is.
         """
         keys = [key for pid in self.pids() for key, *_ in self._threads(pid)]
-        return sum(self._is_ready(key, 0) for key in keys) or int(self._has_missed)
+        return sum(self._state(key) == b"R" for key in keys) or int(self._has_missed)
 
     def pids(self) -> list[int]:
         return [
@@ -189,23 +198,30 @@ class Meter:
                 ran, waited = ran + int(fields[0]), waited + int(fields[1])
         return ran, waited
 
-    def _is_ready(self, key: Key, span: int) -> bool:
-        """Whether a thread runs or is ready to, or waits in the kernel for one that is.
+    def _state(self, key: Key) -> bytes:
+        """R for a thread that runs or is ready to."""
+        path = "%s/%d/task/%d/stat" % (self._proc, *key)
+        return _read(path).rpartition(b")")[2][1:2]
 
-        Uninterruptible sleep is a wait for a disk, or for a lock whose holder has no CPU. It is
-        also what a parent is in whose child borrows its memory (vfork), for as long as that likes
-        to sleep: so only a program that has computed may have waited like this for long.
+    def _is_deep_ready(self, states: dict[Key, bytes], span: int) -> bool:
+        """Whether threads in uninterruptible sleep wait for one that has no CPU.
+
+        They wait for a disk, or for a lock whose holder is ready to run: if it is none of these
+        threads, it is somebody else's, and only on a machine that has more of those than CPUs. It
+        is also what a parent is in whose child borrows its memory (vfork), for as long as that
+        likes to sleep: so only a program that has computed may have waited like this for long.
         """
-        state = _read("%s/%d/task/%d/stat" % (self._proc, key[0], key[1])).rpartition(b")")[2][1:2]
-        if state == b"D" and self._deep < DEEP_NS + DEEP_SHARE * self.clock.ran_s * 1e9:
-            is_ready = self._is_no_disk_awaited()
-            self._deep += span * is_ready
-            return is_ready
-        return state == b"R"
-
-    def _is_no_disk_awaited(self) -> bool:
-        """Whether no process of the whole machine waits for a disk."""
-        return b"\nprocs_blocked 0\n" in _read("%s/stat" % self._proc, 65536)
+        here = states.values()
+        if b"D" not in here or b"R" in here:
+            return False
+        if self._deep >= DEEP_NS + DEEP_SHARE * self.clock.ran_s * 1e9:
+            return False
+        text = b"\n" + _read("%s/stat" % self._proc, 1 << 20)
+        is_crowded = (_find(text, b"procs_running") or 0) > (os.cpu_count() or 1)
+        if _find(text, b"procs_blocked") != 0 or not is_crowded:
+            return False
+        self._deep += span
+        return True
 
     def resident_pages(self, pid: int) -> int:
         try:
@@ -262,6 +278,8 @@ def judge_wait(before: Seen, now: Seen, turns: int, span: int) -> tuple[Seen, in
     """
     ran = now.ran - before.ran
     asked = before.asked + now.waited - before.waited + now.pending - before.pending
+    if not ran and not now.is_ready:
+        return now._replace(turns=turns), 0  # asleep: what it did before is told of, or too late
     owed = before.owed + ran
     if ran >= ASKING_NS * max(1, turns - before.turns):
         owed, asked = owed + asked, 0

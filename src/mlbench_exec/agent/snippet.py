@@ -264,8 +264,8 @@ class _Running:
     def _sample(self) -> None:
         if self.interpreter and self.interpreter.refusal() is not None:
             self.failure = "refused"
-        self.meter.sample()
-        if self.limits.get("tell"):
+        has_looked = self.meter.sample()
+        if has_looked and self.has_started and self.limits.get("tell"):
             self._tell_demand()
         used = self._memory_bytes()
         self.peak = max(self.peak, used)
@@ -281,8 +281,6 @@ class _Running:
 
     def _tell_demand(self) -> None:
         """So that no more snippets are started than the CPUs have time for."""
-        if not self.has_started:
-            return
         self._wanted += (self.meter.wanted - self._wanted) / 2
         cpus = self._wanted if self._wanted >= IDLE else 0.0
         if self._told is None:
