@@ -137,7 +137,9 @@ def test_slots_are_held_while_a_program_runs() -> None:
     )
     assert slots.held(run) == pytest.approx((8 + 4 + 2) / (2 * 8))
     summary = slots.summarize([slots.Measured(concurrency=2, count=3, share=0.96, wall_s=1)])
-    assert met(summary) == {"slots hold a snippet, 2 at once": True}
+    assert met(summary) == {"slots hold a snippet, 3 sleeps, 2 at once": True}
+    late = judged(verdict(0, start_s=0, slot=0, wall_s=1), verdict(1, start_s=2, slot=1, wall_s=1))
+    assert slots.held(late) is None
 
 
 def test_memory_is_compared_between_sizes() -> None:
