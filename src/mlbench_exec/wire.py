@@ -4,10 +4,9 @@ A frame is four bytes of length (big-endian) and that much JSON. What an agent s
 beside untrusted code: anything but the one message that is due is a `ProtocolError`.
 """
 
-import binascii
-import json
 import marshal
 import struct
+import zlib
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
@@ -21,6 +20,7 @@ from mlbench_exec.sandbox import Job, Observation
 
 MAX_FRAME_BYTES = 4 << 20
 _LENGTH = struct.Struct(">I")
+ANY_VERSION = 2  # of marshal's: every Python 3 reads texts, bytes and tuples of it
 
 AGENT_MODULES = (
     "kernel",
@@ -46,7 +46,7 @@ AGENT_MODULES = (
 # Read the modules from stdin, make them importable, start the loop. They come compiled as well, for
 # a Python with the engine's bytecode: compiling takes longer than all the rest of a start.
 BOOT = """
-import os, sys, binascii, json, marshal, struct, types
+import os, sys, marshal, struct, types, zlib
 def read(size):
     data = b""
     while len(data) < size:
@@ -55,24 +55,23 @@ def read(size):
             sys.exit(1)
         data += chunk
     return data
-bundle = json.loads(read(struct.unpack(">I", read(4))[0]).decode("utf-8"))
-magic = sys.modules["_frozen_importlib_external"].MAGIC_NUMBER
-is_ready = bundle["magic"] == binascii.hexlify(magic).decode()
+magic, modules = marshal.loads(zlib.decompress(read(struct.unpack(">I", read(4))[0])))
+is_ready = magic == sys.modules["_frozen_importlib_external"].MAGIC_NUMBER
 package = "mlbench_exec.agent"
 for name in ("mlbench_exec", package):
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = []
-for name, source, code in bundle["modules"]:
+for name, source, code in modules:
     module = types.ModuleType(package + "." + name)
     sys.modules[module.__name__] = module
     setattr(sys.modules[package], name, module)
     if is_ready:
-        code = marshal.loads(binascii.a2b_base64(code))
+        code = marshal.loads(code)
     else:
         code = compile(source, "<" + module.__name__ + ">", "exec")
     exec(code, module.__dict__)
-sys.modules[package].SOURCES = {name: source for name, source, _ in bundle["modules"]}
-del bundle, source, code
+sys.modules[package].SOURCES = {name: source for name, source, _ in modules}
+del modules, source, code
 sys.exit(module.main())
 """
 
@@ -174,13 +173,17 @@ def agent_sources() -> dict[str, str]:
 
 
 def bundle_of(sources: Mapping[str, str]) -> bytes:
-    """One frame with modules by name, in this order: as sources, and compiled for our bytecode."""
+    """One frame with modules by name, in this order: as sources, and compiled for our bytecode.
+
+    Small enough for the buffers on its way: what comes out of a container that has no Python is
+    read only after it was sent.
+    """
     modules = []
     for name, source in sources.items():
         place = f"<mlbench_exec.agent.{name}>"
         code = marshal.dumps(compile(source, place, "exec", dont_inherit=True, optimize=0))
-        modules.append((name, source, binascii.b2a_base64(code).decode()))
-    return frame(json.dumps({"magic": MAGIC_NUMBER.hex(), "modules": modules}).encode())
+        modules.append((name, source, code))
+    return frame(zlib.compress(marshal.dumps((MAGIC_NUMBER, modules), ANY_VERSION)))
 
 
 def setup_frame(setup: Setup) -> bytes:

