@@ -13,6 +13,7 @@ COLD = {  # these say so themselves, or are found out and run again: never from 
     "variable_before_import",
     "patched_before_import",
     "patched_what_an_import_uses",
+    "patched_what_an_import_leaves_alone",  # with modules of others' preloaded; bare it is warm
     "shadowed",
     "shadowed_dependency",
     "fake_module",
