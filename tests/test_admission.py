@@ -65,9 +65,7 @@ class TellingSandbox(FakeSandbox):
         return await super().run(job)
 
 
-async def peak(
-    backend: Telling, *, size: int, cores: int | None, times: int = 40
-) -> tuple[int, int]:
+async def peak(backend: Telling, *, size: int, cores: int | None) -> tuple[int, int]:
     """How many ran, usually and at most."""
     async with Pool(backend, size, cores=cores) as pool, anyio.create_task_group() as tasks:
         waited = 0

@@ -73,9 +73,8 @@ class Admission:
         self._want(ticket, 0.0)
 
     def _want(self, ticket: Ticket, cpus: float) -> None:
-        cpus = min(
-            cpus, self._cores or cpus
-        )  # nor does one that was told wrongly outweigh the rest
+        if self._cores is not None:
+            cpus = min(cpus, self._cores)  # no wild tale outweighs what the others want
         self._wanted += cpus - ticket.cpus
         ticket.cpus = cpus
         self._let_in()

@@ -249,17 +249,23 @@ class Ahead:
     def closure(self, name: str) -> tuple[str, ...]:
         """A hidden module and every hidden one that importing it imports."""
         found: dict[str, None] = {}
-        todo = [name]
+        self._follow([name], found, self.hidden)
+        return tuple(found)
+
+    def _follow(
+        self, names: list[str], found: dict[str, None], among: dict[str, Any] | None = None
+    ) -> None:
+        """Add modules, and all that importing them imports, to those that were found before."""
+        todo = list(names)
         while todo:
             one = todo.pop()
-            if one in found or one not in self.hidden:
+            if one in found or (among is not None and one not in among):
                 continue
             found[one] = None
             parent = one.rpartition(".")[0]
             if parent:
                 todo.append(parent)
             todo += self.recorder.edges.get(one, ())
-        return tuple(found)
 
     def show(self, name: str, shown: bool) -> None:
         """Let what imports a hidden module here find it, or no longer."""
@@ -396,16 +402,7 @@ class Ahead:
     def _reached(self, names: list[str]) -> dict[str, None]:
         """What importing these may look at: what it imports, and what every program has."""
         found = dict.fromkeys(self._baseline)
-        todo = list(names)
-        while todo:
-            one = todo.pop()
-            if one in found:
-                continue
-            found[one] = None
-            parent = one.rpartition(".")[0]
-            if parent:
-                todo.append(parent)
-            todo += self.recorder.edges.get(one, ())
+        self._follow(names, found)
         return found
 
     def _shadow(self) -> str | None:
