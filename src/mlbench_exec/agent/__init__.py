@@ -2,17 +2,18 @@
 
     kernel       system calls that Python doesn't wrap
     frames       messages to and from the host
-    base         what every snippet sees of the file system, read-only
-    view         a snippet's own writable layers over it
-    clock        from what was seen of threads to the time that was stolen from them
-    meter        what a snippet uses, and how long it could not run
-    world        what stays the same for every snippet of this sandbox
     program      from fork to exec, giving up everything on the way
     aspects      what importing a module may not change if it is to be imported ahead
     preload      in a warm interpreter: modules imported ahead, hidden, given back
     front        the `python` on a bash snippet's PATH
     helper       what it calls, in the snippet's namespaces
     warm         in a warm interpreter: serving forks
+    base         what every snippet sees of the file system, read-only
+    view         a snippet's own writable layers over it
+    clock        from what was seen of threads to the time that was stolen from them
+    meter        what a snippet uses, and how long it could not run
+    world        what stays the same for every snippet of this sandbox
+    surroundings a snippet's namespaces and view, made before it is there
     interpreter  the agent's side of warm interpreters
     drain        a stream of a snippet's, bounded
     snippet      watching one snippet from start to end

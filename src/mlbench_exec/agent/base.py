@@ -20,8 +20,8 @@ import signal
 from typing import Any, Callable, Optional
 
 from mlbench_exec.agent import kernel
+from mlbench_exec.agent.program import HIDDEN
 
-HIDDEN = "/.mlbench"
 STASH = HIDDEN + "/stash"
 MENDED = HIDDEN + "/mended"
 SCRATCH = HIDDEN + "/scratch"

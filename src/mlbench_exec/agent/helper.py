@@ -16,9 +16,10 @@ import stat
 import sys
 from typing import Any, Callable
 
-from mlbench_exec.agent import base, front, kernel
+from mlbench_exec.agent import front, kernel, program
 
-RUN = base.HIDDEN + "/run"
+RUN = program.HIDDEN + "/run"
+TMPFS = kernel.MS_NOSUID | kernel.MS_NODEV
 SOCKET = RUN + "/python"
 # What bash and the front change by themselves, and no module reads when it is imported.
 ALLOWED = {"PWD", "OLDPWD", "SHLVL", "_"}

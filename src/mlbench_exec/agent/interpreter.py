@@ -13,7 +13,17 @@ import sys
 import time
 from typing import Any
 
-from mlbench_exec.agent import base, frames, front, helper, kernel, program, view, warm
+from mlbench_exec.agent import (
+    base,
+    frames,
+    front,
+    helper,
+    kernel,
+    program,
+    surroundings,
+    view,
+    warm,
+)
 from mlbench_exec.agent.program import Program, Unusable
 from mlbench_exec.agent.world import World
 
@@ -103,25 +113,31 @@ class Interpreter:
     def __repr__(self) -> str:
         return "<Interpreter %d, %s>" % (self.pid, ", ".join(self.preloaded) or "bare")
 
-    def fork(self, one: Program, limits: dict[str, Any], fds: tuple[int, int, int]) -> int:
+    def fork(
+        self, world: World, one: Program, limits: dict[str, Any], fds: tuple[int, int, int]
+    ) -> int:
         """Fork an init for this program; return its pid. Raises `Refused` if that fails.
+
+        Where its surroundings can't be made, raises as `surroundings.make` does.
 
         The order is a file, which only the fork reads: what the interpreter itself once read, later
         snippets could find in their memory.
         """
         self._page[:] = bytes(warm.PAGE_BYTES)
         self._charged_s = 0.0
+        namespaces = surroundings.make(world, one, limits)
         order = kernel.memfd(0)
         try:
             sent = warm.sent_program(one)
             frames.write(order, {"program": sent, "limits": limits, "fronts": self.fronts})
             os.lseek(order, 0, os.SEEK_SET)
-            self._ask(b"F", {}, (*fds, order))
+            self._ask(b"F", {}, (*fds, order, *namespaces))
             return int(self._answer(ANSWER_WITHIN_S)["pid"])
         except (OSError, ValueError, frames.HostGone) as error:
             raise Refused("it doesn't answer: %r" % error) from None
         finally:
-            os.close(order)
+            for fd in (order, *namespaces):
+                os.close(fd)
 
     def reap(self, pid: int) -> tuple[float, int]:
         """Wait for an init that was killed; its CPU seconds, and its biggest process in bytes."""
@@ -345,12 +361,11 @@ def _launch(world: World, one: Program, hook: str) -> Interpreter:
     page_fd = kernel.memfd(warm.PAGE_BYTES)
     page = mmap.mmap(page_fd, warm.PAGE_BYTES)
     said, says = os.pipe()
-    mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY)
     kernel.setns(world.own_pid_ns, kernel.CLONE_NEWPID)  # the last snippet's is gone
     pid = os.fork()
     if pid == 0:
         try:
-            kernel.unshare(program.NAMESPACES)
+            kernel.unshare(sum(program.NAMESPACES.values()))
             kernel.sethostname("mlbench")
             view.enter(world.base, one.workdir, one.mended, 256 << 20, 256 << 20)
             os.chdir(one.workdir)
@@ -363,7 +378,7 @@ def _launch(world: World, one: Program, hook: str) -> Interpreter:
             variables["PYTHONPATH"] = hook + ":" + given if given else hook
             stdin = os.open("/dev/null", os.O_RDONLY)
             high = [  # out of the way of the numbers that they are to have
-                kernel.above(fd, 16) for fd in (stdin, says, says, its.fileno(), page_fd, mounts)
+                kernel.above(fd, 16) for fd in (stdin, says, says, its.fileno(), page_fd)
             ]
             for target, fd in enumerate(high):
                 os.dup2(fd, target)
@@ -376,7 +391,7 @@ def _launch(world: World, one: Program, hook: str) -> Interpreter:
         finally:
             os._exit(1)
     its.close()
-    for fd in (page_fd, says, mounts):
+    for fd in (page_fd, says):
         os.close(fd)
     os.set_blocking(said, False)
     return Interpreter(pid, ours, page, said)

@@ -114,6 +114,15 @@ def setns(fd: int, kind: int) -> None:
     _check(_libc.syscall(_number("setns"), fd, kind), "setns")
 
 
+def new_pid_namespace(own: int) -> None:
+    """Have the next fork be pid 1 of a new namespace, below that behind `own`.
+
+    A process makes one child namespace only, unless it points back to its own first.
+    """
+    setns(own, CLONE_NEWPID)
+    unshare(CLONE_NEWPID)
+
+
 def mount(
     source: str | None,
     target: str,

@@ -1,6 +1,6 @@
 """The program's side: from fork to exec, giving up everything on the way.
 
-Nested level: an init, pid 1 of fresh namespaces, makes the view, gives up everything, starts
+Nested level: an init, pid 1 of namespaces that were made for it, gives up everything, starts
 python or bash, and reaps. Fresh level: there is no init.
 """
 
@@ -13,13 +13,21 @@ import os
 import resource
 import signal
 import time
-from typing import Any
+from typing import Any, NoReturn
 
-from mlbench_exec.agent import kernel, view
-from mlbench_exec.agent.world import World
+from mlbench_exec.agent import kernel
 
-NAMESPACES = kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
-NO_LIMIT_SHM = 8 << 30
+TYPE_CHECKING = False  # a warm interpreter has this module, and needs no more than it
+if TYPE_CHECKING:
+    from mlbench_exec.agent.world import World
+
+# A snippet's own, beside those of its processes and users; by their names in /proc/self/ns.
+NAMESPACES = {
+    "mnt": kernel.CLONE_NEWNS,
+    "ipc": kernel.CLONE_NEWIPC,
+    "uts": kernel.CLONE_NEWUTS,
+}
+HIDDEN = "/.mlbench"  # where a sandbox's root has what is ours
 SCRIPT = "temp.py"
 NOT_EXECUTABLE = 126
 MAX_PENDING_SIGNALS = 4096
@@ -67,16 +75,10 @@ def which(name: str, variables: dict[str, str]) -> str:
     raise Unusable("there is no %s on the environment's PATH (%s)" % (name, variables.get("PATH")))
 
 
-def fork(
+def become(
     world: World, program: Program, limits: dict[str, Any], out: int, err: int, report: int
-) -> int:
-    if world.nested:
-        # A process makes one child namespace only, unless it points back to its own first.
-        kernel.setns(world.own_pid_ns, kernel.CLONE_NEWPID)
-        kernel.unshare(kernel.CLONE_NEWPID)
-    pid = os.fork()
-    if pid:
-        return pid
+) -> NoReturn:
+    """In a fork: become the snippet's init, or at the fresh level the snippet itself."""
     try:
         if world.nested:
             _init(world, program, limits, out, err, report)
@@ -96,16 +98,17 @@ def tell(report: int, message: dict[str, Any]) -> None:
 
 def _init(
     world: World, program: Program, limits: dict[str, Any], out: int, err: int, report: int
-) -> None:
-    """Pid 1 of the snippet's namespaces: make the view, start the program, reap.
+) -> NoReturn:
+    """Pid 1 of the snippet's namespaces: start the program, reap.
 
     It gives up everything itself, and what it starts inherits that: starting a program then needs
     no second copy of this process. Only one capability stays in its permitted set, so that the
     program, which has none, may not trace it; exec doesn't hand it on.
     """
     gc.disable()
-    outer_proc = become_init(world, program, limits)
-    _enter_folder(program)
+    be_first_to_go()
+    outer_proc = mount_proc()
+    os.chdir(program.cwd)
     path, argv = program.command()
     nothing = os.open("/dev/null", os.O_RDONLY)
     for fd in (0, 1, 2):
@@ -124,29 +127,18 @@ def _init(
     reap(pid, report)
 
 
-def become_init(world: World, program: Program, limits: dict[str, Any]) -> int:
-    """Enter the rest of the snippet's namespaces and make its view; return the outer /proc's fd."""
-    unshare_for_init()
-    return make_view(world, program, limits)
+def mount_proc() -> int:
+    """Mount the snippet's own /proc; return the fd of the one that it covers.
+
+    Read-only: /proc/sys obeys the user id, not capabilities.
+    """
+    outer = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
+    flags = kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+    kernel.mount("proc", "/proc", "proc", flags)
+    return outer
 
 
-def unshare_for_init() -> None:
-    """Enter the rest of the snippet's namespaces."""
-    _be_first_to_go()
-    kernel.unshare(NAMESPACES)
-
-
-def make_view(world: World, program: Program, limits: dict[str, Any]) -> int:
-    """Make the view in these namespaces; return the outer /proc's fd."""
-    kernel.sethostname("mlbench")
-    shm = limits["memory"] // 2 if limits["memory"] else NO_LIMIT_SHM  # as Linux does
-    view.enter(world.base, program.workdir, program.mended, limits["disk"], shm)
-    outer_proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
-    view.mount_proc()
-    return outer_proc
-
-
-def reap(pid: int, report: int) -> None:
+def reap(pid: int, report: int) -> NoReturn:
     """Wait for every process, for ever; report the end of `pid`."""
     while True:
         try:
@@ -189,8 +181,9 @@ def _start(
 
 def _program(
     world: World, program: Program, limits: dict[str, Any], out: int, err: int, report: int
-) -> None:
+) -> NoReturn:
     """Fresh level: this process becomes the snippet."""
+    prepare_folder(program)
     settle(program, out, err)
     path, argv = program.command()
     confine(world, limits, None)
@@ -203,21 +196,28 @@ def _program(
 
 
 def settle(program: Program, out: int, err: int) -> None:
-    """A session of its own, the snippet's folder and script, and its three streams."""
+    """A session of its own, the snippet's folder, and its three streams."""
     os.setsid()
-    _enter_folder(program)
+    os.chdir(program.cwd)
     stdin = os.open("/dev/null", os.O_RDONLY)
     for source, target in ((stdin, 0), (out, 1), (err, 2)):
         os.dup2(source, target)
 
 
-def _enter_folder(program: Program) -> None:
+def prepare_folder(program: Program) -> None:
+    """Write the snippet's script; `Unusable` where its folder isn't there."""
     if not os.path.isdir(program.cwd):
         raise Unusable("there is no folder %s in the sandbox" % program.cwd)
-    os.chdir(program.cwd)
     os.umask(0o022)
-    if program.language == "python":
-        _write_script(program)
+    if program.language != "python":
+        return
+    path = os.path.join(program.cwd, SCRIPT)
+    try:
+        os.unlink(path)  # whatever the repository has there, a link or a FIFO included
+    except FileNotFoundError:
+        pass
+    with open(path, "wb") as file:
+        file.write(program.code)
 
 
 def confine(
@@ -238,7 +238,7 @@ def confine(
         map_user(world.inner_uid, world.uid, world.inner_gid, world.gid, outer_proc)
     else:
         kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
-        _be_first_to_go()
+        be_first_to_go()
     _set_rlimits(world, limits, beside)
     if signals:
         kernel.default_signals()
@@ -248,7 +248,7 @@ def confine(
         kernel.install_filter(world.filter)
 
 
-def _be_first_to_go() -> None:
+def be_first_to_go() -> None:
     """When memory runs out, before anything else on this machine."""
     fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
     os.write(fd, b"1000")
@@ -263,15 +263,6 @@ def _why_not_started(program: Program, path: str, error: Exception) -> bytes:
         raise error  # for want of processes or memory, which is not the program's doing
     why = error.strerror if isinstance(error, OSError) else error  # a NUL byte in a bash snippet
     return ("mlbench-exec: %s: %s\n" % (program.language, why)).encode()
-
-
-def _write_script(program: Program) -> None:
-    try:
-        os.unlink(SCRIPT)  # whatever the repository has there, a link or a FIFO included
-    except FileNotFoundError:
-        pass
-    with open(SCRIPT, "wb") as file:
-        file.write(program.code)
 
 
 def map_user(

@@ -13,9 +13,9 @@ import stat
 import struct
 from typing import Any
 
-from mlbench_exec.agent import base, frames, kernel, snippet
+from mlbench_exec.agent import base, frames, kernel, snippet, surroundings
 from mlbench_exec.agent.environment import ACTIVATION_LIMITS, SYSTEM_PATH
-from mlbench_exec.agent.program import Program, Unusable, map_user
+from mlbench_exec.agent.program import NAMESPACES, Program, Unusable, map_user
 from mlbench_exec.agent.snippet import Broken
 from mlbench_exec.agent.world import World
 
@@ -63,7 +63,7 @@ def _owner(spec: dict[str, Any]) -> list[int] | None:
 
 
 def _enter_namespaces(world: World, spec: dict[str, Any]) -> None:
-    namespaces = kernel.CLONE_NEWUSER | kernel.CLONE_NEWNS | kernel.CLONE_NEWPID
+    namespaces = kernel.CLONE_NEWUSER | kernel.CLONE_NEWPID | sum(NAMESPACES.values())
     if spec["own_network"]:
         namespaces |= kernel.CLONE_NEWNET
     if spec["uid"] is None:
@@ -89,6 +89,7 @@ def _enter_namespaces(world: World, spec: dict[str, Any]) -> None:
         _forget_closed_connections()
     world.own_pids = {1}
     world.own_pid_ns = os.open("/proc/self/ns/pid", os.O_RDONLY)
+    world.home = surroundings.namespaces()
 
 
 def _become_pid_1() -> None:

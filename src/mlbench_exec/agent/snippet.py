@@ -20,11 +20,11 @@ import socket
 import time
 from typing import Any
 
-from mlbench_exec.agent import frames, kernel, view
+from mlbench_exec.agent import frames, kernel, surroundings, view
 from mlbench_exec.agent.drain import Drain
 from mlbench_exec.agent.interpreter import Interpreter
 from mlbench_exec.agent.meter import Meter
-from mlbench_exec.agent.program import Program, Unusable, fork
+from mlbench_exec.agent.program import Program, Unusable
 from mlbench_exec.agent.world import World
 
 TICK_S = 0.05
@@ -128,9 +128,9 @@ class _Running:
         ends = (out[1], err[1], report[1])
         try:
             if interpreter is None:
-                self.pid = fork(world, program, limits, *ends)
+                self.pid = surroundings.fork(world, program, limits, *ends)
             else:
-                self.pid = interpreter.fork(program, limits, ends)
+                self.pid = interpreter.fork(world, program, limits, ends)
         except BaseException:
             for pipe in (out, err, report):
                 os.close(pipe[0])

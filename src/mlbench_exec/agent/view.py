@@ -85,12 +85,6 @@ def _mount_devices(shm_bytes: int) -> None:
         pass  # a program without a terminal device still runs
 
 
-def mount_proc() -> None:
-    """The snippet's own /proc. Read-only: /proc/sys obeys the user id, not capabilities."""
-    flags = kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
-    kernel.mount("proc", "/proc", "proc", flags)
-
-
 def _lay_over(base: Base, folder: str, mended: str | None, number: int) -> None:
     upper, work = "%s/upper%d" % (SCRATCH, number), "%s/work%d" % (SCRATCH, number)
     os.mkdir(upper)

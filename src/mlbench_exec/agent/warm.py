@@ -22,12 +22,10 @@ import sys
 import time
 from typing import Any
 
-from mlbench_exec.agent import frames, helper, kernel, program, view
-from mlbench_exec.agent.base import Base
+from mlbench_exec.agent import frames, helper, kernel, program
 from mlbench_exec.agent.program import Program, Unusable
 
-# The descriptors that the agent leaves open; MOUNTS is the base view's mount namespace.
-CHANNEL, PAGE, MOUNTS = 3, 4, 5
+CHANNEL, PAGE = 3, 4  # descriptors that the agent leaves open
 PAGE_BYTES = 4096
 REASON_AT, REASON_BYTES = 64, 1024
 CHARGED = struct.Struct("=d")
@@ -44,8 +42,6 @@ class World:
     nested = True
 
     def __init__(self, sent: dict[str, Any]) -> None:
-        self.base: Base = Base.__new__(Base)
-        self.base.__dict__.update(sent["base"])
         self.uid, self.gid = sent["uid"], sent["gid"]
         self.inner_uid, self.inner_gid = sent["inner_uid"], sent["inner_gid"]
         self.nproc = sent["nproc"]
@@ -61,7 +57,6 @@ class Counters:
 def sent_world(world: Any) -> dict[str, Any]:
     """What `World` above is made from."""
     return {
-        "base": dict(vars(world.base)),
         "uid": world.uid,
         "gid": world.gid,
         "inner_uid": world.inner_uid,
@@ -137,33 +132,32 @@ class _Server:
 
     def _fork(self, fds: list[int]) -> bool:
         """Fork an init with a program below it; True in the program."""
-        kernel.setns(self.own_pid_ns, kernel.CLONE_NEWPID)
-        kernel.unshare(kernel.CLONE_NEWPID)
+        kernel.new_pid_namespace(self.own_pid_ns)
         pid = os.fork()
         if pid:
             frames.write(CHANNEL, {"pid": pid})
             return False
-        out, err, report, order = fds
+        out, err, report, order, *namespaces = fds
         with _telling(report):
             self.channel.detach()
             os.close(CHANNEL)
-            kernel.setns(MOUNTS, kernel.CLONE_NEWNS)
+            for fd, kind in zip(namespaces, program.NAMESPACES.values()):
+                kernel.setns(fd, kind)
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # of its own snippet's doing, say
-            # What a process writes to is copied, so the init does as little as it can: the view
-            # is made by what becomes the program, in the namespaces that both are in.
-            program.unshare_for_init()
+            program.be_first_to_go()
+            # What a process writes to is copied, so the init does no more.
             child = os.fork()
             if child:
-                for fd in (out, err, order):
+                for fd in (out, err, order, *namespaces):
                     os.close(fd)
                 program.reap(child, report)
             request = frames.read(order)
             os.close(order)
             fields = request["program"]
             one = Program(**dict(fields, code=base64.b64decode(fields["code"])))
-            outer_proc = program.make_view(self.world, one, request["limits"])
+            outer_proc = program.mount_proc()
             if one.language == "bash":
-                kernel.mount("tmpfs", helper.RUN, "tmpfs", view.TMPFS, "size=64k,mode=0755")
+                kernel.mount("tmpfs", helper.RUN, "tmpfs", helper.TMPFS, "size=64k,mode=0755")
                 called = self._bash(one, request, out, err, report, outer_proc)
                 helper.become(called, self._become)
                 self._begin()

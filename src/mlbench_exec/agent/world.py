@@ -23,6 +23,7 @@ class World:
         self.variables: dict[str, str] = spec["variables"]
         self.control_fd = control_fd
         self.own_pid_ns = -1
+        self.home: list[int] = []  # the other namespaces of the agent that snippets don't share
         self.memory_bytes = 0  # charged to this sandbox while no snippet runs
         self.owner: list[int] | None = None  # user and group of the first workdir
         self.uid, self.gid = os.getuid(), os.getgid()
