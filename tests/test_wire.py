@@ -30,7 +30,9 @@ JOB = Job(
     time_limit_s=10.0,
     limits=Limits(),
 )
-HELLO = wire.Hello(machine="x86_64", python="3.11.2", uid=0, kernel="6.1")
+HELLO = wire.Hello(
+    machine="x86_64", python="3.11.2", executable="/usr/bin/python3", uid=0, kernel="6.1"
+)
 READY = wire.Ready(home="/home/mlbench", owner=(0, 0))
 RESULT = wire.Result(observation=observation(stdout="42\n"))
 DEMAND = wire.Demand(cpus=0.5)

@@ -1,7 +1,7 @@
 """Frames between host and agent: typed, bounded, strictly decoded.
 
-A frame is four bytes of length (big-endian) and that much JSON; the first one, with the agent's own
-modules, is compressed and marshalled instead. What an agent sends is data from
+A frame is four bytes of length (big-endian) and that much of a message: marshalled to an agent (the
+first one, with its own modules, compressed as well), JSON from it. What an agent sends is data from
 beside untrusted code: anything but the one message that is due is a `ProtocolError`.
 """
 
@@ -48,7 +48,7 @@ AGENT_MODULES = (
 # Read the modules from stdin, make them importable, start the loop. They come compiled as well, for
 # a Python with the engine's bytecode: compiling is two fifths of a start.
 BOOT = """
-import os, sys, marshal, struct, types, zlib
+import os, sys, marshal, zlib
 def read(size):
     data = b""
     while len(data) < size:
@@ -57,14 +57,15 @@ def read(size):
             sys.exit(1)
         data += chunk
     return data
-magic, modules = marshal.loads(zlib.decompress(read(struct.unpack(">I", read(4))[0])))
+bundle = zlib.decompress(read(int.from_bytes(read(4), "big")))
+magic, modules = marshal.loads(bundle)
 is_ready = magic == sys.modules["_frozen_importlib_external"].MAGIC_NUMBER
-package = "mlbench_exec.agent"
+package, module_type = "mlbench_exec.agent", type(sys)
 for name in ("mlbench_exec", package):
-    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name] = module_type(name)
     sys.modules[name].__path__ = []
 for name, source, code in modules:
-    module = types.ModuleType(package + "." + name)
+    module = module_type(package + "." + name)
     sys.modules[module.__name__] = module
     setattr(sys.modules[package], name, module)
     if is_ready:
@@ -72,8 +73,8 @@ for name, source, code in modules:
     else:
         code = compile(source, "<" + module.__name__ + ">", "exec")
     exec(code, module.__dict__)
-sys.modules[package].SOURCES = {name: source for name, source, _ in modules}
-del modules, source, code
+sys.modules[package].BUNDLE = bundle
+del modules, source, code, bundle
 sys.exit(module.main())
 """
 
@@ -116,6 +117,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True):
     machine: str
     python: str
+    executable: str
     uid: int
     kernel: str
 
@@ -189,11 +191,15 @@ def bundle_of(sources: Mapping[str, str]) -> bytes:
 
 
 def setup_frame(setup: Setup) -> bytes:
-    return frame(msgspec.json.encode(setup))
+    return _marshalled(msgspec.to_builtins(setup, builtin_types=(bytes,)))
 
 
 def run_frame(job: Job) -> bytes:
-    return frame(msgspec.json.encode(_request(job)))
+    return _marshalled(_request(job))
+
+
+def _marshalled(message: Any) -> bytes:
+    return frame(marshal.dumps(message, ANY_VERSION))
 
 
 def _request(job: Job) -> dict[str, Any]:
@@ -225,8 +231,8 @@ def _environment(environment: Environment) -> dict[str, Any]:
         "workdir": environment.workdir,
         "python": environment.python,
         "conda_env": environment.conda_env,
-        "env": environment.env,
-        "preload": environment.preload,
+        "env": dict(environment.env),
+        "preload": list(environment.preload),
     }
 
 

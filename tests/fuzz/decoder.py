@@ -36,7 +36,13 @@ def one_input(data: bytes) -> None:
 def main() -> None:
     with tempfile.TemporaryDirectory() as corpus:
         seeds = (
-            wire.Hello(machine="x86_64", python="3.11.2", uid=0, kernel="6.1"),
+            wire.Hello(
+                machine="x86_64",
+                python="3.11.2",
+                executable="/usr/bin/python3",
+                uid=0,
+                kernel="6.1",
+            ),
             wire.Ready(home="/root", owner=(0, 0)),
             wire.Refused(reason="no"),
             wire.Unusable(reason="no"),

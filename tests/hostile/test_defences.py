@@ -69,22 +69,22 @@ def without_no_new_privileges(patch: Patch) -> None:
 
 
 def without_ipc_namespace(patch: Patch) -> None:
-    alter_agent(patch, "program", "kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC", "kernel.CLONE_NEWNS")
+    alter_agent(patch, "program", '    "ipc": kernel.CLONE_NEWIPC,\n', "")
 
 
 def without_pid_namespace(patch: Patch) -> None:
-    alter_agent(patch, "program", "        kernel.unshare(kernel.CLONE_NEWPID)\n", "")
+    alter_agent(patch, "kernel", "    unshare(CLONE_NEWPID)\n", "")
 
 
 def without_mount_namespace(patch: Patch) -> None:
-    alter_agent(patch, "program", "kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC", "kernel.CLONE_NEWIPC")
+    whole = "kernel.unshare(sum(NAMESPACES.values()))"
+    alter_agent(patch, "surroundings", whole, "kernel.unshare(kernel.CLONE_NEWIPC)")
 
 
 def without_uts_namespace(patch: Patch) -> None:
-    alter_agent(
-        patch, "program", "kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS", "kernel.CLONE_NEWIPC"
-    )
-    alter_agent(patch, "program", '    kernel.sethostname("mlbench")\n', "")  # or it would name us
+    alter_agent(patch, "program", '    "uts": kernel.CLONE_NEWUTS,\n', "")
+    named = '    kernel.sethostname("mlbench")\n'
+    alter_agent(patch, "surroundings", named, "")  # or it would name us
 
 
 def without_user_namespace(patch: Patch) -> None:

@@ -15,12 +15,17 @@ from __future__ import annotations
 
 import os
 import pwd
-import shlex
-import signal
-from typing import Any, Callable, Optional
 
 from mlbench_exec.agent import kernel
+from mlbench_exec.agent.kernel import signal
 from mlbench_exec.agent.program import HIDDEN
+
+TYPE_CHECKING = False  # typing takes longer to import than most of what is imported here
+if TYPE_CHECKING:
+    from typing import Any, Callable, Optional
+
+    # From a path to the fd of a user namespace that makes its owner the snippet's user, or None.
+    IdMapper = Callable[[str], Optional[int]]
 
 STASH = HIDDEN + "/stash"
 MENDED = HIDDEN + "/mended"
@@ -41,9 +46,6 @@ ETC = (
     "magic magic.mime matplotlibrc mime.types nsswitch.conf OpenCL os-release pki profile",
     "protocols redhat-release resolv.conf rpc services ssl terminfo timezone vulkan",
 )
-
-# From a path to the fd of a user namespace that makes its owner the snippet's user, or None.
-IdMapper = Callable[[str], Optional[int]]
 
 
 class Base:
@@ -157,7 +159,7 @@ def make_shim(name: str, python: str) -> str:
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, "python")
     with open(path, "w") as file:
-        file.write('#!/bin/sh\nexec %s "$@"\n' % shlex.quote(python))
+        file.write('#!/bin/sh\nexec %s "$@"\n' % _quoted(python))
     os.chmod(path, 0o755)
     return folder
 
@@ -167,6 +169,11 @@ def place(source: str, target: str) -> None:
     if not os.path.lexists(target):
         _make_mount_point(target, os.path.isdir(source))
     kernel.bind(source, target, recursive=True)
+
+
+def _quoted(word: str) -> str:
+    """As one word for a shell. Nothing can be imported once the root is another."""
+    return "'%s'" % word.replace("'", "'\\''")
 
 
 def _make_mount_point(target: str, is_folder: bool) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import os
-from typing import Any
 
 from mlbench_exec.agent import base, snippet, view
 from mlbench_exec.agent.program import Program, Unusable
 from mlbench_exec.agent.world import World
+
+TYPE_CHECKING = False  # typing takes longer to import than most of what is imported here
+if TYPE_CHECKING:
+    from typing import Any
 
 ACTIVATION = """
 activate=$(command -v activate)
@@ -49,7 +51,7 @@ def prepare(world: World, request: dict[str, Any]) -> Program:
         raise Unusable(prepared)
     variables, mended = prepared
     workdir = environment["workdir"]
-    code = base64.b64decode(request["code"])
+    code = bytes(request["code"])
     cwd = os.path.normpath(os.path.join(workdir, request["path"].lstrip("/")))
     if not base.is_below(cwd, os.path.normpath(workdir)):
         raise Unusable("the path %s leads out of %s" % (request["path"], workdir))

@@ -11,12 +11,15 @@ import array
 import io
 import os
 import select
-import signal
 import stat
 import sys
-from typing import Any, Callable
 
 from mlbench_exec.agent import front, kernel, program
+from mlbench_exec.agent.kernel import signal
+
+TYPE_CHECKING = False  # typing takes longer to import than most of what is imported here
+if TYPE_CHECKING:
+    from typing import Any, Callable
 
 RUN = program.HIDDEN + "/run"
 TMPFS = kernel.MS_NOSUID | kernel.MS_NODEV

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import _socket
+import marshal
 import math
 import mmap
 import os
-import re
 import select
-import signal
-import socket
 import sys
 import time
-from typing import Any
 
 from mlbench_exec.agent import (
     base,
@@ -24,8 +22,13 @@ from mlbench_exec.agent import (
     view,
     warm,
 )
+from mlbench_exec.agent.kernel import signal
 from mlbench_exec.agent.program import Program, Unusable
 from mlbench_exec.agent.world import World
+
+TYPE_CHECKING = False  # typing takes longer to import than most of what is imported here
+if TYPE_CHECKING:
+    from typing import Any
 
 LAST_SHIPPED = "warm"  # of the agent's modules, in the order in which they import each other
 START_WITHIN_S = 240.0
@@ -36,8 +39,8 @@ FEWEST_PLACES = 2  # the path to run, and the first argument
 # What `site` finds in place of a `sitecustomize`. The real one, where there is one, runs first.
 HOOK_SOURCE = """
 import sys
-def start(sources):
-    os = sys.modules["os"]
+def start():
+    os, marshal = sys.modules["os"], sys.modules["marshal"]
     given = %(given)r
     if given is None:
         os.environ.pop("PYTHONPATH", None)
@@ -54,6 +57,9 @@ def start(sources):
             raise
         has_its_own = False
     baseline = dict(sys.modules)
+    with open(%(folder)r + "/modules", "rb") as file:
+        magic, shipped = marshal.loads(file.read())
+    is_ready = magic == sys.modules["_frozen_importlib_external"].MAGIC_NUMBER
     module_type = type(sys)
     package = "mlbench_exec.agent"
     for name in ("mlbench_exec", package):
@@ -61,37 +67,49 @@ def start(sources):
         sys.modules[name].__path__ = []
     modules = {}
     def add(name):
+        source, code = texts.pop(name)
         module = modules[name] = module_type(package + "." + name)
         sys.modules[module.__name__] = module
         setattr(sys.modules[package], name, module)
-        exec(compile(sources[name], "<" + module.__name__ + ">", "exec"), module.__dict__)
+        if is_ready:
+            code = marshal.loads(code)
+        else:
+            code = compile(source, "<" + module.__name__ + ">", "exec")
+        exec(code, module.__dict__)
+    texts = {name: (source, code) for name, source, code in shipped}
+    del shipped
     add("aspects")
     add("preload")
     ahead = modules["preload"].Ahead(baseline)
     ahead.recorder.start()
-    for name in sources:
-        if name not in modules:
-            add(name)
+    for name in list(texts):
+        add(name)
     modules["warm"].main(ahead)
     return has_its_own
-if not start(%(sources)r):
+if not start():
     raise ImportError("No module named 'sitecustomize'", name="sitecustomize")
 """
 
 
 # What a program may do before an import that nothing here would notice, by what it has to mention.
-UNNOTICED = re.compile(
-    rb"PYTHON[A-Z]{3}|CUDA_VISIBLE_DEVICES|_NUM_THREADS|MKL_|KMP_|LD_PRELOAD|MALLOC_"
-    rb"|setrlimit|prlimit|addaudithook|setlocale|_find_and_load|sys\.monitoring"
-)
+UNNOTICED = (
+    b"CUDA_VISIBLE_DEVICES _NUM_THREADS MKL_ KMP_ LD_PRELOAD MALLOC_ setrlimit prlimit addaudithook"
+    b" setlocale _find_and_load sys.monitoring"
+).split()
 
 
 def why_cold(one: Program) -> str | None:
     """What in a program's text makes it run in an interpreter that starts for it, or None."""
     if one.language == "bash" and b"\0" in one.code:
         return "a NUL byte, which bash can't be given"
-    found = UNNOTICED.search(one.code)
-    return found.group().decode() if found else None
+    for word in UNNOTICED:
+        if word in one.code:
+            return word.decode()
+    for rest in one.code.split(b"PYTHON")[1:]:
+        name = rest[:3]
+        if len(name) == 3 and name.isalpha() and name.isupper():
+            return "PYTHON" + name.decode()
+    return None
 
 
 class Refused(Exception):
@@ -101,7 +119,7 @@ class Refused(Exception):
 class Interpreter:
     """One warm interpreter: a process that forks when it is asked to."""
 
-    def __init__(self, pid: int, channel: socket.socket, page: mmap.mmap, said_fd: int) -> None:
+    def __init__(self, pid: int, channel: _socket.socket, page: mmap.mmap, said_fd: int) -> None:
         self.pid = pid
         self.preloaded: tuple[str, ...] = ()
         self.fronts: str | None = None  # the folder that leads a bash snippet's PATH
@@ -214,7 +232,7 @@ class Interpreter:
             return b""
 
     def _ask(self, kind: bytes, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _packed(fds))] if fds else []
+        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, _packed(fds))] if fds else []
         self._channel.sendmsg([kind], rights)
         frames.write(self._channel.fileno(), message)
 
@@ -236,9 +254,9 @@ def _text(said: bytes) -> str:
 class Interpreters:
     """The warm interpreters of this sandbox, the least recently used one first."""
 
-    def __init__(self, most_bytes: int, sources: dict[str, str]) -> None:
+    def __init__(self, most_bytes: int, bundle: bytes) -> None:
         self.most_bytes = most_bytes  # 0: none at all
-        self._sources = sources
+        self._bundle = bundle  # the agent's modules, as they came
         self._warm: dict[str, Interpreter] = {}
         self._seen: dict[str, int] = {}  # how many snippets of an environment came before
         self.notes: dict[str, list[str]] = {}  # by environment: what could not be, and why
@@ -318,12 +336,15 @@ class Interpreters:
     def _hook(self, world: World, one: Program) -> str:
         """The folder with our `sitecustomize` for an environment with these variables."""
         given = one.variables.get("PYTHONPATH")
-        names = list(self._sources)
-        shipped = names[: names.index(LAST_SHIPPED) + 1]
-        sources = {name: self._sources[name] for name in shipped}
-        text = HOOK_SOURCE % {"given": given, "folder": base.WARM, "sources": sources}
+        path = base.WARM + "/modules"
+        if not os.path.exists(path):
+            magic, modules = marshal.loads(self._bundle)
+            names = [name for name, *_ in modules]
+            shipped = modules[: names.index(LAST_SHIPPED) + 1]
+            with open(path, "wb") as file:
+                file.write(marshal.dumps((magic, shipped), frames.ANY_VERSION))
         with open(base.WARM + "/sitecustomize.py", "w") as file:
-            file.write(text)
+            file.write(HOOK_SOURCE % {"given": given, "folder": base.WARM})
         return base.WARM
 
 
@@ -357,7 +378,7 @@ def _make_fronts(name: str, one: Program) -> str | None:
 
 def _launch(world: World, one: Program, hook: str) -> Interpreter:
     """Start the environment's interpreter in a view of its own; it imports nothing yet."""
-    ours, its = socket.socketpair()
+    ours, its = _socket.socketpair()
     page_fd = kernel.memfd(warm.PAGE_BYTES)
     page = mmap.mmap(page_fd, warm.PAGE_BYTES)
     said, says = os.pipe()

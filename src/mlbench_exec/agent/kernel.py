@@ -6,6 +6,12 @@ import ctypes
 import fcntl
 import os
 
+TYPE_CHECKING = False  # typing, and the other signal, import more than all that is needed here
+if TYPE_CHECKING:
+    import signal as signal
+else:
+    import _signal as signal  # noqa: F401 - for other modules
+
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUTS = 0x04000000
 CLONE_NEWIPC = 0x08000000

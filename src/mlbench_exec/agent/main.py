@@ -4,37 +4,42 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import sys
-from typing import Any
 
 from mlbench_exec.agent import frames, kernel, snippet
 from mlbench_exec.agent.environment import prepare
-from mlbench_exec.agent.frames import IN, OUT
+from mlbench_exec.agent.frames import IN
 from mlbench_exec.agent.interpreter import Interpreters, Refused
+from mlbench_exec.agent.kernel import signal
 from mlbench_exec.agent.program import Program, Unusable
 from mlbench_exec.agent.setup import set_up
 from mlbench_exec.agent.snippet import Broken, ColdWanted, TooBusy
 from mlbench_exec.agent.world import World
+
+TYPE_CHECKING = False  # typing takes longer to import than most of what is imported here
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     try:
-        frames.write(OUT, hello())
+        frames.tell_host(hello())
         spec = frames.read(IN)
         try:
             world = set_up(spec)
         except OSError as error:
-            frames.write(OUT, {"type": "refused", "reason": str(error)})
+            frames.tell_host({"type": "refused", "reason": str(error)})
             return 1
-        frames.write(OUT, ready(world))
+        frames.tell_host(ready(world))
         package = sys.modules["mlbench_exec.agent"]
-        interpreters = Interpreters(world.warm_bytes, getattr(package, "SOURCES", {}))
+        interpreters = Interpreters(world.warm_bytes, getattr(package, "BUNDLE", b""))
         gc.freeze()  # forks share what is here now, and no collection is to touch it
         while True:
-            frames.write(OUT, answer(world, interpreters, frames.read(IN)))
+            frames.tell_host(answer(world, interpreters, frames.read(IN)))
+            if not world.nested:
+                return 0  # and this container with us
     except frames.HostGone:
         return 0
 
@@ -44,6 +49,7 @@ def hello() -> dict[str, Any]:
         "type": "hello",
         "machine": kernel.machine(),
         "python": "%d.%d.%d" % sys.version_info[:3],
+        "executable": sys.executable or "",
         "uid": os.getuid(),
         "kernel": os.uname().release,
     }
@@ -81,7 +87,7 @@ def _run(
         except ColdWanted as why:
             again = str(why)
             if limits.get("tell"):  # the host knows what the first run wanted
-                frames.write(OUT, {"type": "demand", "cpus": 1.0})
+                frames.tell_host({"type": "demand", "cpus": 1.0})
         except Refused as why:
             again = "the warm interpreter failed: %s" % why
             interpreters.drop(world, interpreter)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Callable, Iterator, NamedTuple, Tuple
 
 from mlbench_exec.agent.clock import FairClock, reachable
 
-Key = Tuple[int, int]  # pid and tid
+TYPE_CHECKING = False  # typing takes longer to import than most of what is imported here
+if TYPE_CHECKING:
+    from typing import Callable, Iterator, Tuple
+
+    Key = Tuple[int, int]  # pid and tid
+
 NEARLY_BYTES = 1 << 20  # memory is charged in batches
 SHORTEST_S = 0.01  # the counters of what runs move with the scheduler's tick, 1 to 10 ms
 ASKING_NS = 100_000  # of CPU time a turn: Python's threads ask for their lock in less
@@ -20,32 +24,55 @@ LATE_NS = 20_000_000  # by which what ran is told of late, at most
 UNSEEN_NS = 1_000_000  # of CPU time that no thread owns up to
 
 
-class Seen(NamedTuple):
+class Seen:
     """A thread at one look; nanoseconds."""
 
-    ran: int
-    waited: int
-    pending: int  # of a wait that isn't over yet
-    is_ready: bool
-    turns: int = 0  # how often it got a CPU
-    asked: int = 0  # waits of which it isn't known yet what for
-    owed: int = 0  # what it ran and waited to run, not told of yet
+    __slots__ = ("asked", "is_ready", "owed", "pending", "ran", "turns", "waited")
+
+    def __init__(
+        self,
+        ran: int,
+        waited: int,
+        pending: int,
+        is_ready: bool,
+        turns: int = 0,
+        asked: int = 0,
+        owed: int = 0,
+    ) -> None:
+        self.ran = ran
+        self.waited = waited
+        self.pending = pending  # of a wait that isn't over yet
+        self.is_ready = is_ready
+        self.turns = turns  # how often it got a CPU
+        self.asked = asked  # waits of which it isn't known yet what for
+        self.owed = owed  # what it ran and waited to run, not told of yet
 
 
 NEW = Seen(0, 0, 0, False)
 STARTED = Seen(0, 0, 0, True)
 
 
-class Look(NamedTuple):
+class Look:
     """All threads at one moment, with what they ran and waited since the look before."""
 
-    threads: dict[Key, Seen]
-    ran: int
-    waited: int
-    worked: int  # ran, and waited for a turn that was no mere asking
-    runners: int  # threads that ran or wanted to
-    ready: int
-    cpus: float  # that the ready ones may use
+    __slots__ = ("cpus", "ran", "ready", "runners", "threads", "waited", "worked")
+
+    def __init__(
+        self,
+        threads: dict[Key, Seen],
+        ran: int,
+        waited: int,
+        worked: int,
+        runners: int,
+        ready: int,
+        cpus: float,
+    ) -> None:
+        self.threads = threads
+        self.ran, self.waited = ran, waited
+        self.worked = worked  # ran, and waited for a turn that was no mere asking
+        self.runners = runners  # threads that ran or wanted to
+        self.ready = ready
+        self.cpus = cpus  # that the ready ones may use
 
 
 class Meter:
@@ -107,8 +134,8 @@ class Meter:
         self._newborn, self._deep = STARTED, 0
         self.sample(shortest_s=0.0)
         self._newborn = NEW
-        for key, thread in self._look.threads.items():
-            self._look.threads[key] = thread._replace(asked=0, owed=0)
+        for thread in self._look.threads.values():
+            thread.asked = thread.owed = 0
 
     def sample(self, shortest_s: float = SHORTEST_S) -> bool:
         """Look, and tell the clock what happened since the last time; not twice in a moment."""
@@ -147,7 +174,10 @@ class Meter:
             if run < before.ran:
                 before = NEW  # its number was used again
             if run - before.ran > span + LATE_NS:  # it was missed once, or took another's number
-                before = before._replace(ran=run - span, waited=delay)
+                pending, owed = before.pending, before.owed
+                before = Seen(
+                    run - span, delay, pending, before.is_ready, before.turns, before.asked, owed
+                )
             is_ready = states[key] == b"R" or (is_deep_ready and states[key] == b"D")
             thread, work = judge_wait(
                 before, settle(before, run, delay, is_ready, span), turns, span
@@ -279,14 +309,18 @@ def judge_wait(before: Seen, now: Seen, turns: int, span: int) -> tuple[Seen, in
     ran = now.ran - before.ran
     asked = before.asked + now.waited - before.waited + now.pending - before.pending
     if not ran and not now.is_ready:
-        return now._replace(turns=turns), 0  # asleep: what it did before is told of, or too late
+        return _told(now, turns, 0, 0), 0  # asleep: what it did before is told of, or too late
     owed = before.owed + ran
     if ran >= ASKING_NS * max(1, turns - before.turns):
         owed, asked = owed + asked, 0
     elif not now.is_ready:
         asked = 0
     work = max(0, min(owed, span))
-    return now._replace(turns=turns, asked=asked, owed=owed - work), work
+    return _told(now, turns, asked, owed - work), work
+
+
+def _told(now: Seen, turns: int, asked: int, owed: int) -> Seen:
+    return Seen(now.ran, now.waited, now.pending, now.is_ready, turns, asked, owed)
 
 
 def _read(path: str, size: int = 1024) -> bytes:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import errno
 import gc
-import json
 import os
 import resource
-import signal
 import time
-from typing import Any, NoReturn
 
 from mlbench_exec.agent import kernel
+from mlbench_exec.agent.kernel import signal
 
 TYPE_CHECKING = False  # a warm interpreter has this module, and needs no more than it
 if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
     from mlbench_exec.agent.world import World
 
 # A snippet's own, beside those of its processes and users; by their names in /proc/self/ns.
@@ -28,6 +28,8 @@ NAMESPACES = {
     "uts": kernel.CLONE_NEWUTS,
 }
 HIDDEN = "/.mlbench"  # where a sandbox's root has what is ours
+STARTED, ENDED = "started", "ended"  # what is said on the report: when, and how and when
+UNUSABLE, FAILED = "unusable", "failed"  # why
 SCRIPT = "temp.py"
 NOT_EXECUTABLE = 126
 MAX_PENDING_SIGNALS = 4096
@@ -85,15 +87,17 @@ def become(
         else:
             _program(world, program, limits, out, err, report)
     except Unusable as error:
-        tell(report, {"unusable": str(error)})
+        tell(report, UNUSABLE, str(error))
     except BaseException as error:  # noqa: BLE001 - the parent must hear of anything at all
-        tell(report, {"failed": "%s: %s" % (type(error).__name__, error)})
+        tell(report, FAILED, "%s: %s" % (type(error).__name__, error))
     finally:
         os._exit(1)
 
 
-def tell(report: int, message: dict[str, Any]) -> None:
-    os.write(report, json.dumps(message).encode("ascii") + b"\n")
+def tell(report: int, word: str, *said: object) -> None:
+    """One line of words to the agent: of text, for it comes from beside a snippet."""
+    line = " ".join(str(one) for one in (word, *said)).replace("\n", " ")
+    os.write(report, line.encode("utf-8", "replace") + b"\n")
 
 
 def _init(
@@ -115,12 +119,12 @@ def _init(
         os.dup2(nothing, fd)
     confine(world, limits, outer_proc, signals=False, beside=1, keep=kernel.CAP_LEASE)
     os.close(outer_proc)
-    tell(report, {"started": time.monotonic()})
+    tell(report, STARTED, time.monotonic())
     try:
         pid = _start(path, argv, program.variables, (nothing, out, err))
     except (OSError, ValueError) as error:
         os.write(err, _why_not_started(program, path, error))
-        tell(report, {"status": NOT_EXECUTABLE << 8, "ended": time.monotonic()})
+        tell(report, ENDED, NOT_EXECUTABLE << 8, time.monotonic())
         pid = -1
     os.close(out)
     os.close(err)
@@ -147,7 +151,7 @@ def reap(pid: int, report: int) -> NoReturn:
             signal.pause()
             continue
         if ended == pid:
-            os.write(report, b'{"status": %d, "ended": %r}\n' % (status, time.monotonic()))
+            tell(report, ENDED, status, time.monotonic())
 
 
 def _start(
@@ -187,7 +191,7 @@ def _program(
     settle(program, out, err)
     path, argv = program.command()
     confine(world, limits, None)
-    tell(report, {"started": time.monotonic()})
+    tell(report, STARTED, time.monotonic())
     try:
         os.execve(path, argv, program.variables)
     except (OSError, ValueError) as error:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import _socket
 import errno
 import fcntl
 import os
 import resource
-import shutil
-import signal
-import socket
 import stat
 import struct
-from typing import Any
 
 from mlbench_exec.agent import base, frames, kernel, snippet, surroundings
 from mlbench_exec.agent.environment import ACTIVATION_LIMITS, SYSTEM_PATH
+from mlbench_exec.agent.kernel import signal
 from mlbench_exec.agent.program import NAMESPACES, Program, Unusable, map_user
 from mlbench_exec.agent.snippet import Broken
 from mlbench_exec.agent.world import World
+
+TYPE_CHECKING = False  # typing takes longer to import than most of what is imported here
+if TYPE_CHECKING:
+    from typing import Any
 
 PROBE_SCRIPT = b"rmdir d && mkdir d && echo 1 >d/file && [ -r /proc/self/stat ]"
 PROBE_LIMITS = dict(ACTIVATION_LIMITS, time=30.0, cap=60.0)
@@ -116,10 +118,11 @@ def _forget_closed_connections() -> None:
 
 def _bring_up_loopback() -> None:
     get, put, up = 0x8913, 0x8914, 1  # SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        request = struct.pack("16sh14x", b"lo", 0)
-        flags = struct.unpack("16sh14x", fcntl.ioctl(probe, get, request))[1]
-        fcntl.ioctl(probe, put, struct.pack("16sh14x", b"lo", flags | up))
+    probe = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
+    request = struct.pack("16sh14x", b"lo", 0)
+    flags = struct.unpack("16sh14x", fcntl.ioctl(probe.fileno(), get, request))[1]
+    fcntl.ioctl(probe.fileno(), put, struct.pack("16sh14x", b"lo", flags | up))
+    probe.close()
 
 
 def _nproc_holds(world: World) -> bool:
@@ -182,6 +185,8 @@ def _try_out(world: World) -> None:
 
 def _fill(copies: list[list[str]]) -> None:
     """Fresh level: copy what lies in a read-only mount to where a snippet may write it."""
+    import shutil  # seldom needed, and large
+
     for source, target in copies:
         for folder, folders, files in os.walk(source):
             twin = os.path.normpath(os.path.join(target, os.path.relpath(folder, source)))

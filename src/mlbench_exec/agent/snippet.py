@@ -11,21 +11,23 @@ Fresh level: the agent is pid 1 of a container that serves this one snippet; the
 
 from __future__ import annotations
 
-import json
+import _socket
 import os
 import resource
 import select
-import signal
-import socket
 import time
-from typing import Any
 
 from mlbench_exec.agent import frames, kernel, surroundings, view
 from mlbench_exec.agent.drain import Drain
 from mlbench_exec.agent.interpreter import Interpreter
+from mlbench_exec.agent.kernel import signal
 from mlbench_exec.agent.meter import Meter
-from mlbench_exec.agent.program import Program, Unusable
+from mlbench_exec.agent.program import ENDED, FAILED, STARTED, UNUSABLE, Program, Unusable
 from mlbench_exec.agent.world import World
+
+TYPE_CHECKING = False  # typing takes longer to import than most of what is imported here
+if TYPE_CHECKING:
+    from typing import Any
 
 TICK_S = 0.05
 FIRST_TICK_S = 0.01  # the sooner others hear that it sleeps, the sooner they start
@@ -60,7 +62,7 @@ def has_left_memory(world: World) -> bool:
     while world.counters.memory_bytes() - world.memory_bytes > LEFT_OVER_BYTES:
         if time.monotonic() > until:
             return True
-        socket.socket(socket.AF_UNIX).close()
+        _socket.socket(_socket.AF_UNIX).close()
         time.sleep(0.005)
     return False
 
@@ -209,15 +211,16 @@ class _Running:
         self._report += chunk
         while b"\n" in self._report:
             line, self._report = self._report.split(b"\n", 1)
-            message = json.loads(line.decode("utf-8"))
-            if "started" in message:
-                self.has_started, self.started = True, message["started"]
+            word, _, said = line.decode("utf-8", "replace").partition(" ")
+            if word == STARTED:
+                self.has_started, self.started = True, float(said)
                 self.meter.begin(self.started)
                 self._next_sample = self.started + FIRST_TICK_S
-            elif "status" in message:
-                self.status, self.ended = message["status"], message["ended"]
+            elif word == ENDED:
+                status, ended = said.split()
+                self.status, self.ended = int(status), float(ended)
             else:
-                self.failure = message
+                self.failure = {word: said}
 
     def _counted(self, now: float) -> float:
         stalled = self.meter.stalled_s if self._is_fair else 0.0
@@ -293,7 +296,7 @@ class _Running:
             if not select.select([], [frames.OUT], [], 0)[1]:
                 return  # nobody reads now: it's said later
             self._told = cpus
-            frames.write(frames.OUT, {"type": "demand", "cpus": round(self._told, 2)})
+            frames.tell_host({"type": "demand", "cpus": round(self._told, 2)})
 
     def _kill_biggest(self) -> None:
         """Do as the kernel would at a limit of its own: one process at a time, the biggest first.
@@ -414,9 +417,9 @@ class _Running:
         if self.limit == "memory":
             ooms = max(ooms, 1)
         if isinstance(self.failure, dict):
-            if self.failure.get("unusable"):
-                raise Unusable(self.failure["unusable"])
-            raise Broken(self.failure["failed"])
+            if UNUSABLE in self.failure:
+                raise Unusable(self.failure[UNUSABLE])
+            raise Broken(self.failure.get(FAILED, "its init process said what it never says"))
         if killed and self.limit_hits == self.world.counters.own_limit_hits():
             raise TooBusy("the machine, not the snippet's own limit, ran out of memory")
         if self.failure == "lost" and not ooms:

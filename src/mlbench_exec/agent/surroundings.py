@@ -7,11 +7,14 @@ which does), and goes home. A fork that made them would copy each page that it w
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from mlbench_exec.agent import kernel, program, view
 from mlbench_exec.agent.program import NAMESPACES, Program
 from mlbench_exec.agent.world import World
+
+TYPE_CHECKING = False  # typing takes longer to import than most of what is imported here
+if TYPE_CHECKING:
+    from typing import Any
 
 NO_LIMIT_SHM = 8 << 30
 

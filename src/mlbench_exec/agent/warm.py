@@ -11,19 +11,21 @@ from __future__ import annotations
 import _socket
 import array
 import atexit
-import base64
 import ctypes
 import gc
 import mmap
 import os
-import signal
 import struct
 import sys
 import time
-from typing import Any
 
 from mlbench_exec.agent import frames, helper, kernel, program
+from mlbench_exec.agent.kernel import signal
 from mlbench_exec.agent.program import Program, Unusable
+
+TYPE_CHECKING = False  # typing takes longer to import than most of what is imported here
+if TYPE_CHECKING:
+    from typing import Any
 
 CHANNEL, PAGE = 3, 4  # descriptors that the agent leaves open
 PAGE_BYTES = 4096
@@ -45,7 +47,7 @@ class World:
         self.uid, self.gid = sent["uid"], sent["gid"]
         self.inner_uid, self.inner_gid = sent["inner_uid"], sent["inner_gid"]
         self.nproc = sent["nproc"]
-        self.filter = base64.b64decode(sent["filter"])
+        self.filter = sent["filter"]
         self.counters = Counters(sent["has_memory"])
 
 
@@ -62,15 +64,13 @@ def sent_world(world: Any) -> dict[str, Any]:
         "inner_uid": world.inner_uid,
         "inner_gid": world.inner_gid,
         "nproc": world.nproc,
-        "filter": base64.b64encode(world.filter).decode("ascii"),
+        "filter": world.filter,
         "has_memory": world.counters.has_memory,
     }
 
 
 def sent_program(one: Program) -> dict[str, Any]:
-    fields = dict(vars(one), code=base64.b64encode(one.code).decode("ascii"))
-    fields.pop("warm", None)
-    return fields
+    return dict(vars(one))
 
 
 def main(ahead: Any) -> None:
@@ -153,8 +153,7 @@ class _Server:
                 program.reap(child, report)
             request = frames.read(order)
             os.close(order)
-            fields = request["program"]
-            one = Program(**dict(fields, code=base64.b64decode(fields["code"])))
+            one = Program(**request["program"])
             outer_proc = program.mount_proc()
             if one.language == "bash":
                 kernel.mount("tmpfs", helper.RUN, "tmpfs", helper.TMPFS, "size=64k,mode=0755")
@@ -168,7 +167,7 @@ class _Server:
             self._become(str(name), program.SCRIPT, [], one.variables)
             program.confine(self.world, request["limits"], outer_proc, signals=False)
             self._begin()
-            program.tell(report, {"started": time.monotonic()})
+            program.tell(report, program.STARTED, time.monotonic())
             _close_all_but()
         return True
 
@@ -189,7 +188,7 @@ class _Server:
             _close_all_but(listening.fileno())
             return helper.Helper(listening, one.variables).serve()
         os.waitpid(between, 0)
-        program.tell(report, {"started": time.monotonic()})
+        program.tell(report, program.STARTED, time.monotonic())
         _close_all_but()
         kernel.default_signals()
         try:
@@ -246,10 +245,10 @@ class _telling:  # noqa: N801 - reads as a verb
             return
         try:
             if isinstance(error, Unusable):
-                program.tell(self.report, {"unusable": str(error)})
+                program.tell(self.report, program.UNUSABLE, str(error))
             else:
                 said = "%s: %s" % (type(error).__name__, error)
-                program.tell(self.report, {"failed": said})
+                program.tell(self.report, program.FAILED, said)
         finally:
             os._exit(1)
 

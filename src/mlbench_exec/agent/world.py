@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import os
-from typing import Any
 
 from mlbench_exec.agent.base import Base
 from mlbench_exec.agent.meter import Counters, own_cgroups
+
+TYPE_CHECKING = False  # typing takes longer to import than most of what is imported here
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class World:
@@ -16,7 +18,7 @@ class World:
     def __init__(self, spec: dict[str, Any], control_fd: int) -> None:
         self.nested: bool = spec["nested"]
         self.base = Base(spec)
-        self.filter = base64.b64decode(spec["filter"])
+        self.filter = bytes(spec["filter"])
         self.counters = Counters(own_cgroups() if spec["cgroups"] is None else spec["cgroups"])
         self.nproc = False
         self.own_pids = {1, os.getpid()}

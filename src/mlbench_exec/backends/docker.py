@@ -44,7 +44,9 @@ STARTS_AT_ONCE = 4  # a daemon gets slower, not faster, with more
 LAST_TRY_WITHIN_S = 5.0
 NO_PYTHON = "mlbench-exec: no Python 3.7 or later is in this image"
 # Any interpreter will do for the agent: it needs nothing but the standard library.
+# "$2" is one that is known to do, where one is.
 LAUNCH = f"""
+[ -n "$2" ] && [ -x "$2" ] && exec "$2" -I -S -u -c "$0"
 for python in "$1" python3 python /usr/bin/python3 /usr/local/bin/python3 /opt/conda/bin/python \\
     /opt/*conda*/bin/python /root/*conda*/bin/python /root/*forge*/bin/python; do
     python=$(command -v "$python" 2>/dev/null) || continue
@@ -95,6 +97,7 @@ class DockerBackend:
         self._docker: aiodocker.Docker | None = None
         self._images: dict[str, Mapping[str, Any] | str] = {}  # inspected, or why it can't be used
         self._users: dict[str, str] = {}
+        self._pythons: dict[str | None, str] = {}  # by image: what its agents ran with
         self._cpus = 1
         self._starts = anyio.CapacityLimiter(STARTS_AT_ONCE)
         self._profile = ""
@@ -379,7 +382,10 @@ class DockerBackend:
             host["Runtime"] = self._runtime
         return {
             "Image": environment.image,
-            "Entrypoint": ["/bin/sh", "-c", LAUNCH, wire.BOOT, environment.python or "python3"],
+            "Entrypoint": [
+                *("/bin/sh", "-c", LAUNCH, wire.BOOT, environment.python or "python3"),
+                self._pythons.get(environment.image, ""),
+            ],
             "Cmd": [],
             "User": user,
             "WorkingDir": "/",
@@ -407,6 +413,7 @@ class DockerBackend:
         return room_for_warm(environment, self._preload_bytes) if nested else 0
 
     def _setup(self, environment: Environment, hello: wire.Hello, *, nested: bool) -> wire.Setup:
+        self._pythons[environment.image] = hello.executable
         staged = [
             (f"{STAGING}/{number}", mount)
             for number, mount in enumerate(self._all_mounts(environment))
