@@ -1,6 +1,9 @@
+import ast
 import marshal
 import math
 import struct
+import subprocess
+import sys
 import zlib
 from importlib.util import MAGIC_NUMBER
 
@@ -271,6 +274,17 @@ def test_modules_are_sent_as_sources_and_compiled() -> None:
         compiled = marshal.loads(code)
         assert compiled == compile(source, compiled.co_filename, "exec", dont_inherit=True)
         assert compiled.co_filename == f"<mlbench_exec.agent.{name}>"
+
+
+def test_an_agent_imports_little() -> None:
+    """A tenth of a second of CPU time would go into modules that it needs a function of."""
+    boot = wire.BOOT.replace("sys.exit(module.main())", "print(sorted(sys.modules))")
+    command = [sys.executable, "-I", "-S", "-c", boot]
+    ended = subprocess.run(command, input=wire.agent_bundle(), capture_output=True, check=True)
+    modules = set(ast.literal_eval(ended.stdout.decode()))
+    assert "mlbench_exec.agent.main" in modules
+    assert not modules & {"base64", "collections", "enum", "json", "re", "shutil", "socket"}
+    assert not modules & {"signal", "typing"}
 
 
 async def start(*messages: wire.Message) -> wire.Ready:

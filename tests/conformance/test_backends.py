@@ -347,7 +347,8 @@ def test_cancelling_a_run_is_prompt(rig: Rig) -> None:
     marker = f"cancelled-{uuid.uuid4().hex}"
     job = job_of(snippet("bash", f"exec -a {marker} sleep 1000"), rig.roles["tiny"])
     with rig.sandbox() as sandbox:
-        rig.portal.call(sandbox.run, job_of(snippet("bash", ":"), rig.roles["tiny"]))  # it is warm
+        if sandbox.reusable:  # it is warm
+            rig.portal.call(sandbox.run, job_of(snippet("bash", ":"), rig.roles["tiny"]))
 
         async def run_for_a_moment() -> bool:
             with anyio.move_on_after(0.5) as scope:

@@ -7,7 +7,6 @@ ahead. Whoever kills it only makes later calls start cold.
 from __future__ import annotations
 
 import _socket
-import array
 import io
 import os
 import select
@@ -191,16 +190,16 @@ def _comparable(variables: dict[str, str]) -> dict[str, str]:
 
 def _receive(client: Any) -> Call:
     head, ancillary, _, _ = client.recvmsg(4, _socket.CMSG_SPACE(4 * front.MOST_FDS))
-    fds = array.array("i")
+    fds: list[int] = []
     for _, _, data in ancillary:
-        fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+        fds += memoryview(data[: len(data) // 4 * 4]).cast("i").tolist()
     size, body = int.from_bytes(head, "big"), b""
     while len(body) < size:
         chunk = client.recv(min(size - len(body), 1 << 16))
         if not chunk:
             raise ValueError("cut off")
         body += chunk
-    return Call(body, list(fds))
+    return Call(body, fds)
 
 
 def _send(client: Any, data: bytes) -> None:

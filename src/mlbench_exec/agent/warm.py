@@ -9,7 +9,6 @@ script sees, down to the last frame of a traceback.
 from __future__ import annotations
 
 import _socket
-import array
 import atexit
 import ctypes
 import gc
@@ -111,9 +110,8 @@ class _Server:
             kind, data, _, _ = self._receive()
             request = frames.read(CHANNEL)
             if kind == b"F":
-                fds = array.array("i")
-                fds.frombytes(data)
-                if self._fork(list(fds)):
+                fds = memoryview(data).cast("i").tolist()
+                if self._fork(fds):
                     return
                 for fd in fds:
                     os.close(fd)
