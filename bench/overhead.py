@@ -47,8 +47,8 @@ def measure(cores: int, *, quick: bool = False) -> Measured:
     if (why := places.why_no_docker()) is not None:
         points.append(Point(way="docker cold", concurrency=8, note=why))
         return Measured(cores=cores, points=tuple(points))
-    points.append(_engine("docker", 8, 48, warm=False, fresh=True))
-    for concurrency, count in ((1, 6), (2, 12), (4, 24), (8, 32)):
+    points.append(_engine("docker", 8, 96, warm=False, fresh=True))
+    for concurrency, count in ((1, 6), (2, 12), (4, 48), (8, 48)):
         points.append(_of_calls("docker run", peers.docker_run(count, concurrency)))
     for concurrency, count in ((1, 30), (8, 80)):
         points.append(_of_calls("docker exec", peers.docker_exec(count, concurrency)))

@@ -57,7 +57,7 @@ def start():
             raise
         has_its_own = False
     baseline = dict(sys.modules)
-    with open(%(folder)r + "/modules", "rb") as file:
+    with open(%(folder)r + "/.modules", "rb") as file:
         magic, shipped = marshal.loads(file.read())
     is_ready = magic == sys.modules["_frozen_importlib_external"].MAGIC_NUMBER
     module_type = type(sys)
@@ -336,7 +336,7 @@ class Interpreters:
     def _hook(self, world: World, one: Program) -> str:
         """The folder with our `sitecustomize` for an environment with these variables."""
         given = one.variables.get("PYTHONPATH")
-        path = base.WARM + "/modules"
+        path = base.WARM + "/.modules"
         if not os.path.exists(path):
             magic, modules = marshal.loads(self._bundle)
             names = [name for name, *_ in modules]

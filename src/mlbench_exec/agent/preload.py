@@ -37,14 +37,18 @@ ANY_CHANGES = {"__warningregistry__", "__spec__"}
 _modules: dict[str, Any] = sys.modules  # not to be asked what is in them
 _bootstrap: Any = sys.modules["_frozen_importlib"]
 # Named as importlib's own, so that a traceback leaves its frame out as it does importlib's.
-_WRAPPER = """
+_WRAPPER = compile(
+    """
 def find_and_load(name, import_):
     if name in hidden:
         give_back(name)
         if name in modules:
             return modules[name]
     return original(name, import_)
-"""
+""",
+    "<frozen importlib._bootstrap>",
+    "exec",
+)
 
 
 class Recorder:
@@ -292,7 +296,7 @@ class Ahead:
             "original": _bootstrap._find_and_load,
             "modules": sys.modules,
         }
-        exec(compile(_WRAPPER, "<frozen importlib._bootstrap>", "exec"), scope)
+        exec(_WRAPPER, scope)
         _bootstrap._find_and_load = scope["find_and_load"]
 
     def give_back(self, name: str) -> None:

@@ -221,9 +221,9 @@ class _Server:
             os.environ.update(variables)
         path = os.path.join(os.getcwd(), script) if sys.version_info >= (3, 9) else script
         data = (os.path.normpath(path) + "\0").encode("utf-32-le", "surrogatepass")
-        place = PLACE.encode("utf-32-le")
+        prefix = PREFIX.encode("utf-32-le")
         for address in self.places:
-            if ctypes.string_at(address, len(place)) == place:
+            if ctypes.string_at(address, len(prefix)) == prefix:
                 ctypes.memmove(address, data, len(data))
         sys.argv = [script, *arguments]
         if hasattr(sys, "orig_argv"):
