@@ -22,8 +22,16 @@ from conftest import IMAGES
 from mlbench_exec.cli import main
 from mlbench_exec.commands.images import Layers
 from mlbench_exec.environments import Environment
-from mlbench_exec.images import Recipe, find_recipe, load_recipes, rows_to_try
+from mlbench_exec.images import (
+    Recipe,
+    check_environment,
+    find_recipe,
+    load_recipes,
+    rows_to_try,
+)
 from mlbench_exec.samples import Sample
+from mlbench_exec.sandbox import Limits
+from mlbench_exec.testing import FakeBackend
 
 SHAPE = "mlbench-exec-test/mlbench-shape:latest"
 ROWS = [
@@ -92,6 +100,20 @@ def test_the_smoke_row_is_a_quick_one_or_the_first_that_can_be_tried() -> None:
     assert rows_to_try(environment, samples, {}, every=True) == rows[:3]
     assert "no row for it" in str(rows_to_try(environment, {}, {}))
     assert "no row has an answer" in str(rows_to_try(environment, {(9, 1): rows[0]}, {}))
+
+
+@pytest.mark.asyncio
+async def test_a_sandbox_that_serves_one_snippet_is_asked_one_thing() -> None:
+    """Each question gets a sandbox of its own there, and all are closed."""
+    backend = FakeBackend(reusable=False)
+    environment = Environment(
+        name="e", github_ids=(9,), repo="r", workdir="/r", conda_env="c", preload=("torch",)
+    )
+    answers = await check_environment(backend, environment, Limits(), [a_row(9, 2)])
+    about = ["image", "folder", "activation", "interpreter", "preload", "smoke row"]
+    assert [answer.about for answer in answers] == about
+    assert [sandbox.runs for sandbox in backend.sandboxes] == [1] * 5
+    assert backend.statistics().is_open == 0
 
 
 def test_layers_are_added_up() -> None:

@@ -34,7 +34,7 @@ JOB = Job(
     limits=Limits(),
 )
 HELLO = wire.Hello(
-    machine="x86_64", python="3.11.2", executable="/usr/bin/python3", uid=0, kernel="6.1"
+    machine="x86_64", python="3.11.2", called="/usr/bin/python3", uid=0, kernel="6.1"
 )
 READY = wire.Ready(home="/home/mlbench", owner=(0, 0))
 RESULT = wire.Result(observation=observation(stdout="42\n"))

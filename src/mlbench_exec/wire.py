@@ -117,7 +117,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True):
     machine: str
     python: str
-    executable: str
+    called: str  # how this Python was found, for another start
     uid: int
     kernel: str
 

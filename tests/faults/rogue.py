@@ -88,7 +88,7 @@ def misbehave(mode: str, answer: bytes) -> None:
         forged = body[:-1] + b',"__class__":"os.system"}'
         write(struct.pack(">I", len(forged)) + forged)
     elif mode == "nonsense":
-        forged = b'{"type":"hello","machine":"x","python":"3","executable":"","uid":0,"kernel":"k"}'
+        forged = b'{"type":"hello","machine":"x","python":"3","called":"","uid":0,"kernel":"k"}'
         write(struct.pack(">I", len(forged)) + forged)
     elif mode == "bytes":
         forged = b'{"type":"result","observation":"\xff\xfe"}'

@@ -39,7 +39,7 @@ def main() -> None:
             wire.Hello(
                 machine="x86_64",
                 python="3.11.2",
-                executable="/usr/bin/python3",
+                called="/usr/bin/python3",
                 uid=0,
                 kernel="6.1",
             ),

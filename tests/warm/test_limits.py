@@ -27,6 +27,7 @@ REFUSED = {
     "import tempfile\nkept = tempfile.mkdtemp()": "writes files",
     "1 / 0": "can't be imported: ZeroDivisionError",
     "import sys\nsys.path.append('/x')": "changes sys.path",
+    "import os\nos.umask(0o077)": "changes the umask",
     "import ctypes\nlibc = ctypes.CDLL(None)\n"
     "libc.pthread_create(ctypes.byref(ctypes.c_ulong()), None, libc.pause, None)": (
         "starts threads of a library"

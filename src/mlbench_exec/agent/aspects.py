@@ -91,6 +91,13 @@ def _limits() -> Any:
     return [resource.getrlimit(one) for one in range(16)] if resource else []
 
 
+def _umask() -> int:
+    os: Any = _modules["os"]
+    mask = int(os.umask(0o022))
+    os.umask(mask)
+    return mask
+
+
 def _written() -> int:
     os: Any = _modules["os"]
     return int(os.statvfs("/tmp").f_ffree)
@@ -118,6 +125,7 @@ STATE: dict[str, Callable[[], Any]] = {
     "changes sys.path": lambda: list(sys.path),
     "changes import hooks": lambda: [list(sys.meta_path), list(sys.path_hooks)],
     "changes environment variables": lambda: dict(_modules["os"].environ),
+    "changes the umask": _umask,
     "changes the folder": lambda: _modules["os"].getcwd(),
     "changes stdin, stdout or stderr": _streams,
     "changes the interpreter's settings": _interpreter,

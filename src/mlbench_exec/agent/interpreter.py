@@ -143,9 +143,9 @@ class Interpreter:
         """
         self._page[:] = bytes(warm.PAGE_BYTES)
         self._charged_s = 0.0
-        namespaces = surroundings.make(world, one, limits)
-        order = kernel.memfd(0)
+        namespaces, order = surroundings.make(world, one, limits), -1
         try:
+            order = kernel.memfd(0)
             sent = warm.sent_program(one)
             frames.write(order, {"program": sent, "limits": limits, "fronts": self.fronts})
             os.lseek(order, 0, os.SEEK_SET)
@@ -155,7 +155,8 @@ class Interpreter:
             raise Refused("it doesn't answer: %r" % error) from None
         finally:
             for fd in (order, *namespaces):
-                os.close(fd)
+                if fd >= 0:
+                    os.close(fd)
 
     def reap(self, pid: int) -> tuple[float, int]:
         """Wait for an init that was killed; its CPU seconds, and its biggest process in bytes."""

@@ -49,7 +49,7 @@ def hello() -> dict[str, Any]:
         "type": "hello",
         "machine": kernel.machine(),
         "python": "%d.%d.%d" % sys.version_info[:3],
-        "executable": sys.executable or "",
+        "called": sys.argv[1] if len(sys.argv) > 1 and sys.argv[1].isascii() else "",
         "uid": os.getuid(),
         "kernel": os.uname().release,
     }

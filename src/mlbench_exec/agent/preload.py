@@ -152,6 +152,9 @@ class Ahead:
         self._first_folders = set(sys.path_importer_cache)
         self._own_filters: dict[str, list[Any]] = {}  # by the module that was being executed
         self._seen: dict[str, dict[str, Any]] = {}
+        self._versions: dict[str, tuple[int, int, int]] = {}
+        self._kept: list[Any] = []
+        self._version_at: Callable[[int], int] | None = None
         self._children: dict[str, list[str]] = {}
         self._closures: dict[str, tuple[str, ...]] = {}
         self._detached: set[str] = set()
@@ -244,11 +247,20 @@ class Ahead:
         self._path = list(sys.path)
         self._finders = [list(sys.meta_path), list(sys.path_hooks)]
 
-    def prepare(self, names: Iterable[str]) -> None:
-        """Find out now what these modules bring with them."""
+    def prepare(self, names: Iterable[str], version_at: Callable[[int], int] | None = None) -> None:
+        """Find out now what these modules bring with them.
+
+        `version_at` tells the version of the mapping at an address, without touching the mapping.
+        """
         for name in names:
             self._closures[name] = self.closure(name)
             self._asked.update(self._closures[name])
+        self._kept = list(self.hidden.values())  # nor are they taken apart once they are let go
+        self._version_at = version_at
+        if version_at is not None:
+            for name, module in self.hidden.items():
+                address = id(_namespace(module))
+                self._versions[name] = id(module), address, version_at(address)
 
     def closure(self, name: str) -> tuple[str, ...]:
         """A hidden module and every hidden one that importing it imports."""
@@ -330,8 +342,22 @@ class Ahead:
         self._baseline.pop("sys", None)
         for name in getattr(self, "_given", ()):
             module = sys.modules.get(name)
-            if module is not None and not _changes(name, self._seen[name], _namespace(module)):
+            if module is None:
+                continue
+            if self._is_as_it_was(name, module) or not _changes(
+                name, self._seen[name], _namespace(module)
+            ):
                 del sys.modules[name]
+
+    def _is_as_it_was(self, name: str, module: Any) -> bool:
+        """Whether its namespace is known to be unchanged without a look at what is in it.
+
+        A look counts references, which is writing: a page for almost everything in torch.
+        """
+        if self._version_at is None or name not in self._versions:
+            return False
+        known, address, version = self._versions[name]
+        return id(module) == known and self._version_at(address) == version
 
     def _attach(self, name: str) -> None:
         """A package shows those of its modules that are imported, and no others."""

@@ -201,6 +201,7 @@ def _program(
 
 def settle(program: Program, out: int, err: int) -> None:
     """A session of its own, the snippet's folder, and its three streams."""
+    os.umask(0o022)
     os.setsid()
     os.chdir(program.cwd)
     stdin = os.open("/dev/null", os.O_RDONLY)

@@ -163,7 +163,7 @@ class _Running:
                 self._reap_orphans()
                 self._next_sample = time.monotonic() + self._tick_s(now)
             if not self.has_started and now > deadline:
-                raise Broken("the snippet's namespaces were not ready within 60 s")
+                raise Broken("the snippet did not start within 60 s")
             if self.has_started and self._is_over_time(now):
                 self.limit = "time"
                 break

@@ -48,6 +48,9 @@ def fork(
     finally:
         if pid:
             _go_home(world)
+        else:
+            for fd in world.home:
+                os.close(fd)  # an init needs no way there
     return pid or program.become(world, one, limits, out, err, report)
 
 

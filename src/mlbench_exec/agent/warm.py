@@ -24,7 +24,7 @@ from mlbench_exec.agent.program import Program, Unusable
 
 TYPE_CHECKING = False  # typing takes longer to import than most of what is imported here
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Callable
 
 CHANNEL, PAGE = 3, 4  # descriptors that the agent leaves open
 PAGE_BYTES = 4096
@@ -32,6 +32,7 @@ REASON_AT, REASON_BYTES = 64, 1024
 CHARGED = struct.Struct("=d")
 STARTS = struct.Struct("=I")
 STARTS_AT, REFUSED_AT = 8, 12
+VERSION_AT = 24  # in a dict, behind its references, type and size
 HUGE, MADV_COLLAPSE, FEWEST_PRESENT = 2 << 20, 25, 384  # of 512 pages
 PREFIX, FILLING = "/.mlbench-exec-place", "-" * 4000
 PLACE = PREFIX + FILLING  # longer than any path
@@ -84,7 +85,7 @@ def main(ahead: Any) -> None:
     ahead.recorder.stop()
     atexit.register(ahead.let_go)  # the first, so that it runs last
     ahead.hide()
-    ahead.prepare(order["preload"])
+    ahead.prepare(order["preload"], _version_reader())
     costs = {name: ahead.cost_s(name) for name in order["preload"]}
     _end_early()
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(ahead))  # nor is this ever taken apart
@@ -220,10 +221,11 @@ class _Server:
                 del os.environ[key]
             os.environ.update(variables)
         path = os.path.join(os.getcwd(), script) if sys.version_info >= (3, 9) else script
-        data = (os.path.normpath(path) + "\0").encode("utf-32-le", "surrogatepass")
-        prefix = PREFIX.encode("utf-32-le")
+        text = os.path.normpath(path) + "\0"
+        data = text.encode("utf-32-le", "surrogatepass")
+        as_it_was = PLACE[: len(text)].encode("utf-32-le")
         for address in self.places:
-            if ctypes.string_at(address, len(prefix)) == prefix:
+            if ctypes.string_at(address, len(data)) == as_it_was:
                 ctypes.memmove(address, data, len(data))
         sys.argv = [script, *arguments]
         if hasattr(sys, "orig_argv"):
@@ -249,6 +251,28 @@ class _telling:  # noqa: N801 - reads as a verb
                 program.tell(self.report, program.FAILED, said)
         finally:
             os._exit(1)
+
+
+def _version_reader() -> Callable[[int], int] | None:
+    """What reads a dict's version by its address; None where dicts have none that we know of.
+
+    CPython had one up to 3.12, a number that every change of the dict makes another.
+    """
+    if sys.implementation.name != "cpython" or sys.version_info >= (3, 13):
+        return None
+
+    def version_at(address: int) -> int:
+        return int(ctypes.c_uint64.from_address(address + VERSION_AT).value)
+
+    tried: dict[str, int] = {}
+    versions = [version_at(id(tried)), version_at(id(tried))]
+    for value in (1, 2):
+        tried["key"] = value
+        versions.append(version_at(id(tried)))
+    del tried["key"]
+    versions.append(version_at(id(tried)))
+    is_one = versions[0] == versions[1] and len(set(versions)) == 4
+    return version_at if is_one else None
 
 
 def _end_early() -> None:

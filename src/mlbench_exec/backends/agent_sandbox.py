@@ -53,6 +53,7 @@ class AgentSandbox:
 
     def __init__(self, stream: AgentStream, *, reusable: bool = True) -> None:
         self.reusable = reusable
+        self.started_as = ""  # the Python that its agent runs in, as it was called
         self._stream = stream
         self._frames = wire.FrameBuffer()
         self._seen: set[str] = set()
@@ -68,6 +69,7 @@ class AgentSandbox:
         """
         await self._send(await anyio.to_thread.run_sync(wire.agent_bundle))
         hello = await self._expect(wire.Hello, START_TIMEOUT_S)
+        self.started_as = hello.called
         await self._send(
             await anyio.to_thread.run_sync(lambda: wire.setup_frame(make_setup(hello)))
         )

@@ -88,7 +88,7 @@ class ContainerStream:
         self._left = left  # takes the container where it can't be removed
         self._stream: Stream | None = None
         self._stderr = b""
-        self._is_gone = False
+        self._has_started = self._is_gone = False
 
     async def open(self) -> None:
         """Attach before the start, so that nothing it says is missed."""
@@ -96,6 +96,7 @@ class ContainerStream:
         with anyio.fail_after(CALL_TIMEOUT_S):
             await self._stream._init()
             await self._container.start()
+        self._has_started = True
 
     async def send(self, data: bytes) -> None:
         assert self._stream is not None
@@ -125,6 +126,7 @@ class ContainerStream:
             if self._stream is not None:
                 with contextlib.suppress(Exception):
                     await self._stream.close()
+            if self._has_started:
                 with anyio.move_on_after(END_WITHIN_S):
                     is_removed = await self._is_removed()
             if is_removed:

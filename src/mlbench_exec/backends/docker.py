@@ -46,12 +46,12 @@ NO_PYTHON = "mlbench-exec: no Python 3.7 or later is in this image"
 # Any interpreter will do for the agent: it needs nothing but the standard library.
 # "$2" is one that is known to do, where one is.
 LAUNCH = f"""
-[ -n "$2" ] && [ -x "$2" ] && exec "$2" -I -S -u -c "$0"
+[ -n "$2" ] && [ -x "$2" ] && exec "$2" -I -S -u -c "$0" "$2"
 for python in "$1" python3 python /usr/bin/python3 /usr/local/bin/python3 /opt/conda/bin/python \\
     /opt/*conda*/bin/python /root/*conda*/bin/python /root/*forge*/bin/python; do
     python=$(command -v "$python" 2>/dev/null) || continue
     "$python" -I -S -c 'import sys, ctypes; sys.exit(sys.version_info < (3, 7))' 2>/dev/null &&
-        exec "$python" -I -S -u -c "$0"
+        exec "$python" -I -S -u -c "$0" "$python"
 done
 echo "{NO_PYTHON}" >&2
 exit 127
@@ -97,7 +97,7 @@ class DockerBackend:
         self._docker: aiodocker.Docker | None = None
         self._images: dict[str, Mapping[str, Any] | str] = {}  # inspected, or why it can't be used
         self._users: dict[str, str] = {}
-        self._pythons: dict[str | None, str] = {}  # by image: what its agents ran with
+        self._pythons: dict[str, str] = {}  # by key: what agents were started with
         self._cpus = 1
         self._starts = anyio.CapacityLimiter(STARTS_AT_ONCE)
         self._profile = ""
@@ -298,6 +298,7 @@ class DockerBackend:
                 ready = await sandbox.start(
                     lambda hello: self._setup(environment, hello, nested=nested)
                 )
+                self._pythons[self.key(environment)] = sandbox.started_as
             except BaseException as error:
                 await sandbox.aclose()
                 if isinstance(error, SandboxFailed) and (missing := _missing(str(error))):
@@ -384,7 +385,7 @@ class DockerBackend:
             "Image": environment.image,
             "Entrypoint": [
                 *("/bin/sh", "-c", LAUNCH, wire.BOOT, environment.python or "python3"),
-                self._pythons.get(environment.image, ""),
+                self._pythons.get(self.key(environment), ""),
             ],
             "Cmd": [],
             "User": user,
@@ -413,7 +414,6 @@ class DockerBackend:
         return room_for_warm(environment, self._preload_bytes) if nested else 0
 
     def _setup(self, environment: Environment, hello: wire.Hello, *, nested: bool) -> wire.Setup:
-        self._pythons[environment.image] = hello.executable
         staged = [
             (f"{STAGING}/{number}", mount)
             for number, mount in enumerate(self._all_mounts(environment))

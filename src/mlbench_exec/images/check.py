@@ -31,27 +31,60 @@ async def check_environment(
     smoke: Sequence[Sample] | str,
     time_limit_s: float | None = None,
 ) -> list[Answer]:
-    """Ask everything, in one sandbox; the first thing that is missing ends it.
+    """Ask everything, in one sandbox where one serves several; what is missing first ends it.
 
     `smoke` are the rows whose own answers are executed, or why there is none; each within
     `time_limit_s`, or the environment's own limit.
     """
-    asked = _Asked(environment)
+    asked, place = _Asked(environment), _Place(backend, environment, limits)
     try:
         backend.check(environment)
-        sandbox = await backend.open(environment, 0)
+        await place.open()
     except MLBenchExecError as error:
         return [asked.answer("image", False, str(error))]
     asked.answer("image", True, environment.image or "on this machine")
     try:
-        await _ask(asked, sandbox, limits, smoke, time_limit_s)
+        await _ask(asked, place, smoke, time_limit_s)
     except EnvironmentUnusable as error:
         asked.answer(_missing_part(str(error)), False, str(error))
     except MLBenchExecError as error:
         asked.answer("image", False, str(error))
     finally:
-        await sandbox.aclose()
+        await place.aclose()
     return asked.answers
+
+
+class _Place:
+    """A sandbox, and another one where that serves one snippet only."""
+
+    def __init__(self, backend: Backend, environment: Environment, limits: Limits) -> None:
+        self._backend, self._environment, self._limits = backend, environment, limits
+        self._sandbox: Sandbox | None = None
+
+    async def open(self) -> Sandbox:
+        if self._sandbox is None:
+            self._sandbox = await self._backend.open(self._environment, 0)
+        return self._sandbox
+
+    async def run(self, language: Language, code: bytes, path: str, limit_s: float) -> Observation:
+        sandbox = await self.open()
+        job = Job(
+            environment=self._environment,
+            path=path,
+            language=language,
+            code=code,
+            time_limit_s=limit_s,
+            limits=self._limits,
+        )
+        seen = await sandbox.run(job)
+        if not sandbox.reusable:
+            await self.aclose()
+        return seen
+
+    async def aclose(self) -> None:
+        if self._sandbox is not None:
+            await self._sandbox.aclose()
+            self._sandbox = None
 
 
 class _Asked:
@@ -68,26 +101,9 @@ class _Asked:
 
 
 async def _ask(
-    asked: _Asked,
-    sandbox: Sandbox,
-    limits: Limits,
-    smoke: Sequence[Sample] | str,
-    time_limit_s: float | None,
+    asked: _Asked, place: _Place, smoke: Sequence[Sample] | str, time_limit_s: float | None
 ) -> None:
-    environment = asked.environment
-
-    async def run(language: Language, code: bytes, path: str, limit_s: float) -> Observation:
-        return await sandbox.run(
-            Job(
-                environment=environment,
-                path=path,
-                language=language,
-                code=code,
-                time_limit_s=limit_s,
-                limits=limits,
-            )
-        )
-
+    environment, run = asked.environment, place.run
     seen = await run("bash", b"pwd", "./", PATIENCE_S)
     asked.answer("folder", seen.exit_code == 0, _said(seen))
     if environment.conda_env:
