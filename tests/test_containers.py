@@ -14,7 +14,7 @@ from conformance.rigs import job_of, snippet
 from mlbench_exec.backends import containers
 from mlbench_exec.backends.docker import DockerBackend
 from mlbench_exec.environments import Environment
-from mlbench_exec.sandbox import Limits, Sandbox
+from mlbench_exec.sandbox import Limits
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.asyncio]
 LIMITS = Limits(memory_bytes=256 << 20)
@@ -40,7 +40,7 @@ async def opened(image: str, *, fresh: bool) -> AsyncIterator[tuple[DockerBacken
         yield backend, environment
 
 
-async def container_of(sandbox: Sandbox) -> dict[str, Any]:
+async def the_container() -> dict[str, Any]:
     """What Docker knows of the only container of these tests."""
     (name,) = (await ask("ps", "-q", "--filter", f"label=mlbench-exec.run={RUN}")).split()
     (found,) = json.loads(await ask("inspect", name))
@@ -56,7 +56,7 @@ async def test_a_container_ends_by_itself(conformance_image: str, fresh: bool) -
         seen = await sandbox.run(job_of(snippet("bash", "echo ran"), environment, LIMITS))
         assert seen.stdout == "ran\n"
         since = time.time()
-        name = (await container_of(sandbox))["Id"] if not fresh else ""
+        name = (await the_container())["Id"] if not fresh else ""
         await sandbox.aclose()
         until = time.time()
     label = f"label=mlbench-exec.run={RUN}"
@@ -76,7 +76,7 @@ async def test_a_container_that_does_not_end_is_killed(
     monkeypatch.setattr(containers, "END_WITHIN_S", 0.2)
     async with opened(conformance_image, fresh=False) as (backend, environment):
         sandbox = await backend.open(environment, 0)
-        name = (await container_of(sandbox))["Id"]
+        name = (await the_container())["Id"]
         await ask("pause", name)
         await sandbox.aclose()
         left = await ask("ps", "-aq", "--no-trunc", "--filter", f"id={name}")
@@ -89,7 +89,7 @@ async def test_a_python_that_did_is_not_tried_again(conformance_image: str) -> N
         told = []
         for _ in range(2):
             sandbox = await backend.open(environment, 0)
-            told.append((await container_of(sandbox))["Config"]["Entrypoint"][-1])
+            told.append((await the_container())["Config"]["Entrypoint"][-1])
             await sandbox.aclose()
     assert told[0] == ""
     assert told[1].startswith("/usr/bin/python3")

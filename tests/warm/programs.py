@@ -174,9 +174,10 @@ PROGRAMS = {
     "closed_stdout": "import sys\nprint('x')\nsys.stdout.close()",
     "broken_flush": "import os\nprint('x')\nos.close(1)",
     "del_at_exit": "class A:\n    def __del__(self):\n        print('del')\na = A()\nprint('end')",
-    "del_in_a_module": "import json\nclass A:\n    def __del__(self):\n        print('del')\njson.kept = A()",
-    "del_in_place_of_another": "import json\nclass A:\n    def __del__(self):\n        print('del')\n"
-    "json.dumps = A()\nprint(callable(json.dumps))",
+    "del_in_a_module": "import argparse\nclass A:\n    def __del__(self):\n        print('del')\n"
+    "argparse.kept = A()",
+    "del_in_place_of_another": "import argparse\nclass A:\n    def __del__(self):\n"
+    "        print('del')\nargparse.FileType = A()",
     "del_uses_module": "import json\nclass A:\n    def __del__(self):\n        print(json.dumps([1]))\na = A()",
     "open_file": "f = open('left.txt', 'w')\nf.write('unflushed')",
     "relative_files": "open('made.txt', 'w').write(open('data.txt').read() * 2)\n"

@@ -51,7 +51,7 @@ def prepare(world: World, request: dict[str, Any]) -> Program:
         raise Unusable(prepared)
     variables, mended = prepared
     workdir = environment["workdir"]
-    code = bytes(request["code"])
+    code = request["code"]
     cwd = os.path.normpath(os.path.join(workdir, request["path"].lstrip("/")))
     if not base.is_below(cwd, os.path.normpath(workdir)):
         raise Unusable("the path %s leads out of %s" % (request["path"], workdir))

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from typing import Any, Callable
 
 RUN = program.HIDDEN + "/run"
-TMPFS = kernel.MS_NOSUID | kernel.MS_NODEV
 SOCKET = RUN + "/python"
 # What bash and the front change by themselves, and no module reads when it is imported.
 ALLOWED = {"PWD", "OLDPWD", "SHLVL", "_"}

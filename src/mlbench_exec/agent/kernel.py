@@ -26,6 +26,7 @@ MS_NOEXEC = 8
 MS_BIND = 4096
 MS_REC = 16384
 MS_PRIVATE = 1 << 18
+TMPFS = MS_NOSUID | MS_NODEV  # of each that a snippet gets
 MNT_DETACH = 2
 
 MOUNT_ATTR_RDONLY = 0x1

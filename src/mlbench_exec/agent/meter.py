@@ -174,9 +174,14 @@ class Meter:
             if run < before.ran:
                 before = NEW  # its number was used again
             if run - before.ran > span + LATE_NS:  # it was missed once, or took another's number
-                pending, owed = before.pending, before.owed
                 before = Seen(
-                    run - span, delay, pending, before.is_ready, before.turns, before.asked, owed
+                    run - span,
+                    delay,
+                    before.pending,
+                    before.is_ready,
+                    before.turns,
+                    before.asked,
+                    before.owed,
                 )
             is_ready = states[key] == b"R" or (is_deep_ready and states[key] == b"D")
             thread, work = judge_wait(

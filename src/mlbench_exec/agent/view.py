@@ -7,9 +7,9 @@ import stat
 
 from mlbench_exec.agent import kernel
 from mlbench_exec.agent.base import MENDED, SCRATCH, STASH, Base, escape, is_below, place
+from mlbench_exec.agent.kernel import TMPFS
 
 MOST_TERMINALS = 128  # of 4096 on the whole machine
-TMPFS = kernel.MS_NOSUID | kernel.MS_NODEV
 
 
 def enter(base: Base, workdir: str, mended: str | None, disk_bytes: int, shm_bytes: int) -> None:

@@ -155,7 +155,7 @@ class _Server:
             one = Program(**request["program"])
             outer_proc = program.mount_proc()
             if one.language == "bash":
-                kernel.mount("tmpfs", helper.RUN, "tmpfs", helper.TMPFS, "size=64k,mode=0755")
+                kernel.mount("tmpfs", helper.RUN, "tmpfs", kernel.TMPFS, "size=64k,mode=0755")
                 called = self._bash(one, request, out, err, report, outer_proc)
                 helper.become(called, self._become)
                 self._begin()

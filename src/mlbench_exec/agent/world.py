@@ -18,7 +18,7 @@ class World:
     def __init__(self, spec: dict[str, Any], control_fd: int) -> None:
         self.nested: bool = spec["nested"]
         self.base = Base(spec)
-        self.filter = bytes(spec["filter"])
+        self.filter: bytes = spec["filter"]
         self.counters = Counters(own_cgroups() if spec["cgroups"] is None else spec["cgroups"])
         self.nproc = False
         self.own_pids = {1, os.getpid()}
