@@ -45,9 +45,9 @@ def timed(call: Callable[[], object], count: int, concurrency: int = 1) -> Rate:
     return Rate(count=count, concurrency=concurrency, wall_s=wall_s, cpu_s=busy_s() - before)
 
 
-def bare(count: int, concurrency: int = 1) -> Rate:
+def bare(count: int, concurrency: int = 1, code: str = NOTHING) -> Rate:
     """fork + exec of the Python that snippets get, and the wait for it."""
-    return _run([], count, concurrency)
+    return _run([], count, concurrency, code)
 
 
 def unshared(count: int, concurrency: int = 1) -> Rate:
@@ -55,9 +55,9 @@ def unshared(count: int, concurrency: int = 1) -> Rate:
     return _run(UNSHARE, count, concurrency)
 
 
-def _run(before: list[str], count: int, concurrency: int) -> Rate:
+def _run(before: list[str], count: int, concurrency: int, code: str = NOTHING) -> Rate:
     with tempfile.TemporaryDirectory(prefix="mlbench-bench-") as folder:
-        (Path(folder) / "temp.py").write_text(NOTHING)
+        (Path(folder) / "temp.py").write_text(code)
         command = [*before, PYTHON, "temp.py"]
         return timed(
             lambda: subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, check=True),

@@ -100,6 +100,10 @@ class Door:
     async def _enter(self) -> None:
         self.inside.append(await self.admission.enter())
 
+    async def leave(self, ticket: Ticket) -> None:
+        self.admission.leave(ticket)
+        await wait_all_tasks_blocked()
+
     async def tell(self, ticket: Ticket, cpus: float) -> int:
         """Say so, and return how many were let in by it."""
         before = len(self.inside)
@@ -131,14 +135,36 @@ async def test_where_snippets_are_brief_one_more_fills_their_gaps() -> None:
         door = Door(2, tasks)
         await door.come(100)
         for ticket in door.inside:  # grows meanwhile
-            door.admission.leave(ticket)
-            await wait_all_tasks_blocked()
+            await door.leave(ticket)
             if len(door.inside) > 60:
                 break
         running = [ticket for ticket in door.inside if not ticket.has_left]
         assert len(running) == 3
         for ticket in running:
             assert await door.tell(ticket, 1.0) == 0
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.asyncio
+async def test_where_snippets_sleep_more_of_them_start_at_once() -> None:
+    """Five on two cores, for they wait most of the time until that is known; two of busy ones."""
+    async with anyio.create_task_group() as tasks:
+        door = Door(2, tasks)
+        await door.come(200)
+        for ticket in door.inside:  # grows meanwhile
+            await door.tell(ticket, 0.0)
+            if len(door.inside) > 80:
+                break
+        unknown = [ticket for ticket in door.inside if not ticket.has_told]
+        assert len(unknown) == 5
+        for ticket in unknown:
+            await door.tell(ticket, 0.1)
+        for ticket in door.inside[85:]:  # the same
+            await door.tell(ticket, 1.0)
+            await door.leave(ticket)
+            if len(door.inside) > 160:
+                break
+        assert sum(not ticket.has_told for ticket in door.inside) == 2
         tasks.cancel_scope.cancel()
 
 

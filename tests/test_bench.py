@@ -129,17 +129,17 @@ def test_a_run_that_failed_is_no_figure() -> None:
 
 
 def test_slots_are_held_while_a_program_runs() -> None:
-    """Between the last first start and the first last end, what lies between programs counts."""
+    """From the start of the one behind the first third to the last start; an idle slot counts."""
     run = judged(
-        verdict(0, start_s=0, slot=0, wall_s=10),
-        verdict(1, start_s=2, slot=1, wall_s=4),
-        verdict(2, start_s=8, slot=1, wall_s=4),
+        verdict(0, start_s=0, slot=0, wall_s=3),
+        verdict(1, start_s=2, slot=1, wall_s=6),
+        verdict(2, start_s=10, slot=1, wall_s=4),
     )
-    assert slots.held(run) == pytest.approx((8 + 4 + 2) / (2 * 8))
-    summary = slots.summarize([slots.Measured(concurrency=2, count=3, share=0.96, wall_s=1)])
+    assert slots.held(run, 3) == pytest.approx((1 + 6) / (3 * 8))
+    one = slots.Measured(concurrency=2, count=3, share=0.96, floor=0.9, wall_s=1)
+    summary = slots.summarize([one])
     assert met(summary) == {"slots hold a snippet, 3 sleeps, 2 at once": True}
-    late = judged(verdict(0, start_s=0, slot=0, wall_s=1), verdict(1, start_s=2, slot=1, wall_s=1))
-    assert slots.held(late) is None
+    assert "bare Pythons take 90.0%" in summary.figures[0].note
 
 
 def test_memory_is_compared_between_sizes() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mlbench_exec.agent.meter import Counters, Meter, Seen, judge_wait
+from mlbench_exec.agent.snippet import tick_s
 
 AGENT = 1
 SECOND = 1_000_000_000
@@ -232,6 +233,30 @@ def test_a_thread_number_that_is_used_again_starts_anew(machine: Machine) -> Non
     machine.tick(meter)
     assert 0 <= meter.stalled_s <= 0.05
     assert meter.ran_s - before == pytest.approx(0.02)
+
+
+def test_what_sleeps_is_looked_at_less_often(machine: Machine) -> None:
+    """Each time longer, up to a fifth of a second; at once as often as ever when it ran again."""
+    machine.thread(FIRST_PID, FIRST_PID, 0.01, 0, "R")
+    meter = machine.meter()
+    meter.begin(machine.time)
+    assert not meter.is_asleep
+    machine.thread(FIRST_PID, FIRST_PID, 0.02, 0, "S")
+    machine.tick(meter)
+    assert not meter.is_asleep
+    machine.tick(meter)
+    assert meter.is_asleep
+    assert [tick_s(False, False, asleep) for asleep in (0, 2, 3, 5, 99)] == [
+        0.05,
+        0.05,
+        0.1,
+        0.2,
+        0.2,
+    ]
+    assert tick_s(False, True, 99) == tick_s(True, False, 99) == 0.01
+    machine.thread(FIRST_PID, FIRST_PID, 0.02, 0, "R")
+    machine.tick(meter)
+    assert not meter.is_asleep
 
 
 def test_version_2_tells_cpu_time_in_cpu_stat(tmp_path: Path) -> None:

@@ -8,7 +8,10 @@ from collections import deque
 
 import anyio
 
-BRIEF = 0.6  # CPUs for one that will have ended before its agent tells: it leaves gaps
+# CPUs that a snippet is reckoned with until its agent tells, by what becomes of it then.
+BRIEF = 0.6  # it has ended: a start and an end have gaps
+SLEEPER = 0.4  # it sleeps, for most of the time until that was sure
+BUSY = 1.0
 RECENT = 8  # snippets whose example the next ones are taken to follow
 WHILE_OPENING = 0.25  # CPUs: mostly waiting
 TOLERANCE = 0.01  # sums of fractions
@@ -33,7 +36,7 @@ class Admission:
     def __init__(self, cores: int | None) -> None:
         self._cores = cores
         self._wanted = 0.0
-        self._brief = 0.0  # share of the recent ones that ended before anything was told
+        self._at_start = BUSY  # CPUs for one of which nothing is known yet
         self._holders: deque[tuple[Ticket, anyio.Event]] = deque()
         self._newcomers: deque[tuple[Ticket, anyio.Event]] = deque()
 
@@ -62,15 +65,21 @@ class Admission:
 
     def tell(self, ticket: Ticket, cpus: float) -> None:
         """What its snippet could use now."""
-        if not ticket.has_left:
+        if ticket.has_left:
+            return
+        if not ticket.has_told:
             ticket.has_told = True
-            self._want(ticket, cpus)
+            self._learn(BUSY if cpus else SLEEPER)
+        self._want(ticket, cpus)
 
     def leave(self, ticket: Ticket) -> None:
         ticket.has_left = True
-        if ticket.is_in:
-            self._brief += ((not ticket.has_told) - self._brief) / RECENT
+        if ticket.is_in and not ticket.has_told:
+            self._learn(BRIEF)
         self._want(ticket, 0.0)
+
+    def _learn(self, cpus: float) -> None:
+        self._at_start += (cpus - self._at_start) / RECENT
 
     def _want(self, ticket: Ticket, cpus: float) -> None:
         if self._cores is not None:
@@ -100,8 +109,3 @@ class Admission:
 
     def _has_room(self) -> bool:
         return self._cores is None or self._wanted + self._at_start <= self._cores + TOLERANCE
-
-    @property
-    def _at_start(self) -> float:
-        """CPUs that a snippet is reckoned with until its agent tells what it wants."""
-        return 1 - (1 - BRIEF) * self._brief

@@ -119,6 +119,11 @@ class Meter:
         return min(float(self._look.ready), self._look.cpus)
 
     @property
+    def is_asleep(self) -> bool:
+        """Whether nothing ran before the last look, or wanted to at it."""
+        return not self._look.ready and not self._look.ran
+
+    @property
     def ran_s(self) -> float:
         """What the looks saw; without a cgroup's counter, what ended between two is missing."""
         return self.clock.ran_s
@@ -400,20 +405,27 @@ class Counters:
 
     def memory_bytes(self) -> int:
         """Anonymous and shared memory: what can't be dropped like a file's cached pages."""
-        text = _text(self._memory)
-        for anonymous, shared in MEMORY_NAMES:
-            found = _find(text, anonymous)
-            if found is not None:
-                return found + (_find(text, shared) or 0)
-        return 0
+        return _memory_in(_text(self._memory))
 
     def kernel_bytes(self) -> int:
         """What the kernel holds for its processes: bytes in sockets, page tables, and more."""
-        if self._kernel is not None:
-            return _number(self._kernel)
+        return self.charged()[1]
+
+    def charged(self) -> tuple[int, int]:
+        """Both at once: the kernel takes long to add up what it tells of them."""
         text = _text(self._memory)
+        if self._kernel is not None:
+            return _memory_in(text), _number(self._kernel)
         held = (_find(text, b"kernel") or 0) - (_find(text, b"slab_reclaimable") or 0)
-        return max(0, held) + (_find(text, b"sock") or 0)
+        return _memory_in(text), max(0, held) + (_find(text, b"sock") or 0)
+
+
+def _memory_in(text: bytes) -> int:
+    for anonymous, shared in MEMORY_NAMES:
+        found = _find(text, anonymous)
+        if found is not None:
+            return found + (_find(text, shared) or 0)
+    return 0
 
 
 def own_cgroups() -> dict[str, str]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 TICK_S = 0.05
 FIRST_TICK_S = 0.01  # the sooner others hear that it sleeps, the sooner they start
+LONGEST_TICK = 4  # times as long, where nothing has run for a while
 NEWS = 0.3  # CPUs: a change worth a word
 IDLE = 0.1  # CPUs: as good as none
 ASLEEP = 0.25  # what is left of one after two looks at which nothing was ready
@@ -65,6 +66,16 @@ def has_left_memory(world: World) -> bool:
         _socket.socket(_socket.AF_UNIX).close()
         time.sleep(0.005)
     return False
+
+
+def tick_s(is_young: bool, is_sampling: bool, asleep: int) -> float:
+    """How long to the next look: short at first, and where threads come and go on a busy machine.
+
+    Longer where nothing had run at the last `asleep` looks: many sleep at once.
+    """
+    if is_young:
+        return FIRST_TICK_S
+    return SHORT_TICK_S if is_sampling else TICK_S * min(LONGEST_TICK, max(1, asleep - 1))
 
 
 class ColdWanted(Exception):
@@ -121,6 +132,7 @@ class _Running:
         self.disk_full = False
         self._wanted = 1.0  # CPUs
         self._told: float | None = None
+        self._asleep = 0  # looks at which nothing had run since the one before
         self._next_sample = time.monotonic() + TICK_S
         self._report = b""
         if not world.nested:
@@ -171,10 +183,9 @@ class _Running:
                 self._handle(fd, event, poller)
 
     def _tick_s(self, now: float) -> float:
-        """Short ones at first, and where threads come and go on a busy machine."""
-        tick = SHORT_TICK_S if self._is_fair and self.meter.clock.is_sampling else TICK_S
-        is_young = self.has_started and now - self.started < OF_AGE_S
-        return min(tick, FIRST_TICK_S) if is_young else tick
+        is_young = self.has_started and self._told is None and now - self.started < OF_AGE_S
+        is_sampling = self._is_fair and self.meter.clock.is_sampling
+        return tick_s(is_young, is_sampling, self._asleep)
 
     def _handle(self, fd: int, event: int, poller: select.poll) -> None:
         if fd == self.world.control_fd:
@@ -267,17 +278,18 @@ class _Running:
     def _sample(self) -> None:
         if self.interpreter and self.interpreter.refusal() is not None:
             self.failure = "refused"
-        has_looked = self.meter.sample()
-        if has_looked and self.has_started and self.limits.get("tell"):
-            self._tell_demand()
-        used = self._memory_bytes()
+        if self.meter.sample() and self.has_started:
+            self._asleep = self._asleep + 1 if self.meter.is_asleep else 0
+            if self.limits.get("tell"):
+                self._tell_demand()
+        used, everything = self._memory_bytes()
         self.peak = max(self.peak, used)
         limit = self.limits["memory"]
         if limit and used > limit + max(limit // 4, FAR_OVER_BYTES):
             self.limit = "memory"  # killing one process after another would be too slow
         elif limit and used > limit:
             self._kill_biggest()
-        elif limit and self._all_bytes() > limit + self.limits["disk"] + HEADROOM_BYTES:
+        elif limit and everything > limit + self.limits["disk"] + HEADROOM_BYTES:
             self.limit = "memory"  # nothing tells for which of its processes
         if not self.world.nested and self._has_outgrown_disk():
             self.limit = "disk"
@@ -307,7 +319,7 @@ class _Running:
         if self.world.nested:
             pids = [pid for pid in pids if pid != self.pid]  # init holds nothing, and reaps
         biggest = max(pids, key=self.meter.resident_pages, default=None)
-        if self._memory_bytes() <= self.limits["memory"]:
+        if self._memory_bytes()[0] <= self.limits["memory"]:
             return  # what was over has ended by itself, and nobody else is to pay for it
         if (
             biggest is None
@@ -319,20 +331,18 @@ class _Running:
         self.victims.add(biggest)
         _kill(biggest)
 
-    def _memory_bytes(self) -> int:
-        disk = self._disk_bytes()
-        if self.world.counters.has_memory:
-            return max(0, self.world.counters.memory_bytes() - self.world.memory_bytes - disk)
-        return self.meter.resident_bytes()
+    def _memory_bytes(self) -> tuple[int, int]:
+        """What its limit is for; and all that its cgroup bounds.
 
-    def _all_bytes(self) -> int:
-        """With what the kernel holds for it, and what it wrote: what its cgroup bounds.
-
-        The cgroup has more room where there are warm interpreters, and that is not the snippet's.
+        That is with what the kernel holds for it, and what it wrote. The cgroup has more room
+        where there are warm interpreters, and that is not the snippet's.
         """
-        counters = self.world.counters
-        kernel = counters.kernel_bytes() - self.kernel_before
-        return counters.memory_bytes() - self.world.memory_bytes + max(0, kernel)
+        written = self._disk_bytes()
+        if not self.world.counters.has_memory:
+            return self.meter.resident_bytes(), 0
+        memory, kernel = self.world.counters.charged()
+        memory -= self.world.memory_bytes
+        return max(0, memory - written), memory + max(0, kernel - self.kernel_before)
 
     def _has_outgrown_disk(self) -> bool:
         """Fresh level: a container's layer has no size limit, so it is watched.
