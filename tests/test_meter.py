@@ -246,6 +246,10 @@ def test_what_sleeps_is_looked_at_less_often(machine: Machine) -> None:
     assert not meter.is_asleep
     machine.tick(meter)
     assert meter.is_asleep
+    machine.thread(FIRST_PID, FIRST_PID + 1, 0.02, 0, "S")
+    machine.tick(meter)
+    machine.tick(meter)
+    assert not meter.is_asleep  # what two of them do in a long while is less certain
     assert [tick_s(False, False, asleep) for asleep in (0, 2, 3, 5, 99)] == [
         0.05,
         0.05,

@@ -75,7 +75,7 @@ for name, source, code in modules:
     exec(code, module.__dict__)
 sys.modules[package].BUNDLE = bundle
 del modules, source, code, bundle
-sys.exit(module.main())
+os._exit(module.main())
 """
 
 

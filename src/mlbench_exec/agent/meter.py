@@ -120,8 +120,9 @@ class Meter:
 
     @property
     def is_asleep(self) -> bool:
-        """Whether nothing ran before the last look, or wanted to at it."""
-        return not self._look.ready and not self._look.ran
+        """Whether it is one thread, which didn't run before the last look, or want to at it."""
+        look = self._look
+        return len(look.threads) == 1 and not look.ready and not look.ran
 
     @property
     def ran_s(self) -> float:

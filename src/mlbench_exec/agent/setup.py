@@ -185,7 +185,9 @@ def _try_out(world: World) -> None:
 
 def _fill(copies: list[list[str]]) -> None:
     """Fresh level: copy what lies in a read-only mount to where a snippet may write it."""
-    import shutil  # seldom needed, and large
+    if not copies:
+        return
+    import shutil  # large
 
     for source, target in copies:
         for folder, folders, files in os.walk(source):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 TICK_S = 0.05
 FIRST_TICK_S = 0.01  # the sooner others hear that it sleeps, the sooner they start
-LONGEST_TICK = 4  # times as long, where nothing has run for a while
+LONGEST_TICK = 4  # times as long, where a single thread sleeps for a while
 NEWS = 0.3  # CPUs: a change worth a word
 IDLE = 0.1  # CPUs: as good as none
 ASLEEP = 0.25  # what is left of one after two looks at which nothing was ready
@@ -71,7 +71,7 @@ def has_left_memory(world: World) -> bool:
 def tick_s(is_young: bool, is_sampling: bool, asleep: int) -> float:
     """How long to the next look: short at first, and where threads come and go on a busy machine.
 
-    Longer where nothing had run at the last `asleep` looks: many sleep at once.
+    Longer where a single thread had not run at the last `asleep` looks: many sleep at once.
     """
     if is_young:
         return FIRST_TICK_S
@@ -132,7 +132,7 @@ class _Running:
         self.disk_full = False
         self._wanted = 1.0  # CPUs
         self._told: float | None = None
-        self._asleep = 0  # looks at which nothing had run since the one before
+        self._asleep = 0  # looks in a row
         self._next_sample = time.monotonic() + TICK_S
         self._report = b""
         if not world.nested:
