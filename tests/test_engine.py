@@ -7,7 +7,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from mlbench_exec.engine import ATTEMPTS, Engine, Outcome, Snippet, UnjudgedError
+from mlbench_exec.engine import ATTEMPTS, Engine, Snippet, UnjudgedError
 from mlbench_exec.environments import Environment, Environments
 from mlbench_exec.errors import BackendLost, EnvironmentUnusable, InputError, SandboxFailed
 from mlbench_exec.samples import Sample
@@ -15,6 +15,7 @@ from mlbench_exec.sandbox import Job, Observation
 from mlbench_exec.settings import Settings
 from mlbench_exec.submissions import Rejected, Submission, output_hash
 from mlbench_exec.testing.fakes import FakeBackend, FakeSandbox, observation
+from mlbench_exec.verdict_stream import Outcome
 from mlbench_exec.verdicts import Unjudged, Verdict
 
 ROWS = 1000

@@ -21,7 +21,8 @@ from mlbench_exec.report import (
     write_results,
     write_summary,
 )
-from mlbench_exec.scores import Summary, Tally, summarize
+from mlbench_exec.scores import Tally, summarize
+from mlbench_exec.summary import Summary
 from mlbench_exec.verdicts import PASSING, Status, Unjudged, Verdict
 
 

@@ -9,16 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlbench_exec.samples import Key
-from mlbench_exec.scores import (
-    BOOTSTRAP_ROWS,
-    DISTINCT,
-    OTHER,
-    STATUSES,
-    Summary,
-    Tally,
-    pass_at_k,
-    summarize,
-)
+from mlbench_exec.scores import BOOTSTRAP_ROWS, DISTINCT, OTHER, Tally, pass_at_k, summarize
+from mlbench_exec.summary import STATUSES, Summary
 from mlbench_exec.verdicts import PASSING, Status, Unjudged, Verdict
 
 CODES: dict[str, Status | None] = {

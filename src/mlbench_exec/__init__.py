@@ -7,7 +7,7 @@ async with Engine(Settings(dataset="rows.jsonl")) as engine:
 
 from mlbench_exec import command, options
 from mlbench_exec.dataset import read_rows
-from mlbench_exec.engine import Engine, Snippet, UnjudgedError, VerdictStream
+from mlbench_exec.engine import Engine, Snippet, UnjudgedError
 from mlbench_exec.environments import Environment, Environments, Mount, load_environments
 from mlbench_exec.errors import (
     BackendUnavailable,
@@ -25,6 +25,7 @@ from mlbench_exec.samples import Sample
 from mlbench_exec.sandbox import Limits, Observation
 from mlbench_exec.settings import Settings
 from mlbench_exec.submissions import Rejected, Submission, read_submissions
+from mlbench_exec.verdict_stream import VerdictStream
 from mlbench_exec.verdicts import Unjudged, Verdict
 
 __version__ = "0.1.0"

@@ -16,7 +16,7 @@ from rich.console import Console
 from mlbench_exec.errors import BackendUnavailable, InputError, MLBenchExecError, RunFolderBroken
 from mlbench_exec.report import render_json, render_summary
 from mlbench_exec.run import Outcome
-from mlbench_exec.scores import Summary
+from mlbench_exec.summary import Summary
 
 __all__ = [
     "BAD_INPUT",

@@ -1,10 +1,9 @@
 """Engine: the only module that knows the whole chain, from submissions to verdicts."""
 
-import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Hashable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,38 +16,32 @@ import structlog
 from anyio.abc import TaskGroup
 
 from mlbench_exec import rules, schedule
-from mlbench_exec.backends.docker import DockerBackend
-from mlbench_exec.backends.gpus import GpuSlots, slots_for
-from mlbench_exec.backends.local import LocalBackend
+from mlbench_exec.backends.choice import find_gpus, start_backend
+from mlbench_exec.backends.gpus import GpuSlots
 from mlbench_exec.dataset import Dataset, load_dataset
 from mlbench_exec.environments import Environment, Environments, load_environments, offline
 from mlbench_exec.errors import (
     BackendLost,
-    BackendUnavailable,
     EnvironmentUnusable,
     InputError,
     MachineTooBusy,
     MLBenchExecError,
     SandboxFailed,
 )
-from mlbench_exec.handover import Handover
 from mlbench_exec.patience import Patience, pause_s
 from mlbench_exec.pool import SPARES, Pool, Running, Statistics
 from mlbench_exec.samples import Key, Sample
 from mlbench_exec.sandbox import Backend, Job, Observation
 from mlbench_exec.schedule import Chain, Execution
 from mlbench_exec.settings import Settings
-from mlbench_exec.submissions import Rejected, Submission, as_submissions, output_hash, screen
+from mlbench_exec.submissions import output_hash
+from mlbench_exec.verdict_stream import Judged, Outcome, VerdictStream
 from mlbench_exec.verdicts import Unjudged, Verdict
-from mlbench_exec.waiting import Waiting
 from mlbench_exec.weights import Manifest, Missing, Store, load_manifest, missing, mounted
 
 ATTEMPTS = 3
-LOOK_AHEAD = 4  # chains that wait for each worker, so that an environment's come together
 NOTES_KEPT = 20  # of an environment
 NOT_OPEN = "the engine is not open: use `async with Engine(...)`"
-Outcome = Verdict | Unjudged
-Judged = Mapping[Key, Mapping[int, bool]]  # by row and index: whether it passed
 
 log: structlog.stdlib.BoundLogger = structlog.wrap_logger(
     logging.getLogger("mlbench_exec"),
@@ -188,8 +181,10 @@ class Engine:
         try:
             await self._load()
             if self._backend is None:
-                self.gpus = await anyio.to_thread.run_sync(self._find_gpus)
-                self._backend, self.why_backend = await self._start_backend()
+                self.gpus = await anyio.to_thread.run_sync(find_gpus, self.settings)
+                self._backend, self.why_backend = await start_backend(
+                    self._stack, self.settings, self.environments, self.gpus, self._run_name
+                )
             else:
                 await self._stack.enter_async_context(self._backend)
             # A spare sandbox would need a device of its own.
@@ -261,7 +256,7 @@ class Engine:
         submissions: Iterable[object] | AsyncIterable[object],
         *,
         judged: Judged | None = None,
-    ) -> "VerdictStream":
+    ) -> VerdictStream:
         """Judge submissions as they come; iterate over the result for outcomes as completed.
 
         `submissions` may be any sync or async iterable of `Submission`, `Rejected` or dicts
@@ -276,7 +271,7 @@ class Engine:
         self._tasks.start_soon(stream.drive)
         return stream
 
-    def forget(self, stream: "VerdictStream") -> None:
+    def forget(self, stream: VerdictStream) -> None:
         """A stream that has ended holds nothing that is to be closed."""
         self._streams.discard(stream)
 
@@ -302,59 +297,6 @@ class Engine:
                 load_dataset, settings.dataset, settings.split
             )
             self._samples = self.dataset.samples
-
-    async def _start_backend(self) -> tuple[Backend, str]:
-        settings, needed = self.settings, self.environments
-        if settings.backend == "local":
-            return await self._stack.enter_async_context(self._local()), "as asked"
-        docker = DockerBackend(
-            environments=needed,
-            limits=settings.limits,
-            network=settings.network,
-            mounts=settings.mounts,
-            gpus=self.gpus,
-            runtime=settings.runtime,
-            run=self._run_name,
-            fresh=settings.fresh,
-            preload_bytes=settings.preload_bytes,
-        )
-        if settings.backend == "docker":
-            return await self._stack.enter_async_context(docker), "as asked"
-        try:
-            await docker.__aenter__()
-        except BackendUnavailable as error:
-            why = str(error).split(";")[0]
-        else:
-            if docker.has_images(needed):
-                self._stack.push_async_exit(docker.__aexit__)
-                return docker, "a daemon answers and has images"
-            await docker.__aexit__()
-            why = "the Docker daemon has none of the environments' images"
-        try:
-            return await self._stack.enter_async_context(self._local()), why
-        except BackendUnavailable as error:
-            raise BackendUnavailable(f"no backend starts: docker: {why}; {error}") from error
-
-    def _find_gpus(self) -> GpuSlots | None:
-        """The devices of this machine say nothing of those of a daemon elsewhere."""
-        host = os.environ.get("DOCKER_HOST", "")
-        is_local = self.settings.backend == "local" or host.startswith("unix:") or not host
-        return slots_for(self.settings.gpus, is_local=is_local)
-
-    def _local(self) -> LocalBackend:
-        settings = self.settings
-        if settings.runtime is not None:
-            raise InputError(
-                f"--runtime {settings.runtime} is Docker's, and the backend is local: "
-                "leave it out, or use --backend docker"
-            )
-        return LocalBackend(
-            limits=settings.limits,
-            network=settings.network,
-            mounts=settings.mounts,
-            gpus=self.gpus,
-            preload_bytes=settings.preload_bytes,
-        )
 
     async def _execute(self, execution: Execution) -> tuple[Outcome, ...]:
         """Run one program; the same outcome for each of its indices."""
@@ -515,92 +457,3 @@ def _running(execution: Execution, slot: int) -> Running:
 def _look_for_weights(folder: Path) -> tuple[Manifest, frozenset[str]]:
     manifest = load_manifest(folder)
     return manifest, frozenset(Store(folder).present(manifest))
-
-
-class VerdictStream(Handover[Outcome]):
-    """The outcomes of one `Engine.stream` call, as completed. One consumer at a time.
-
-    Iterating raises, bare, what `submissions` raised, after the outcomes that came before it; and
-    `RuntimeError` where the engine was left before the end.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        submissions: Iterable[object] | AsyncIterable[object],
-        judged: Judged,
-    ) -> None:
-        super().__init__(engine.size, "engine")
-        self.rows: dict[Key, int] = {}  # every row read so far, with its number of outputs
-        self._engine = engine
-        self._submissions = submissions
-        self._judged = judged
-
-    def discard(self) -> None:
-        """Let go of what nobody will take any more."""
-        self._engine.forget(self)
-        super().discard()
-
-    async def make(self) -> None:
-        """Read, plan, execute, hand over."""
-        waiting = Waiting(LOOK_AHEAD * self.size)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._feed_all, waiting)
-            for _ in range(self.size):
-                tasks.start_soon(self._work, waiting)
-
-    async def _feed_all(self, waiting: Waiting) -> None:
-        """Where the submissions raise, what they gave before is judged still."""
-        try:
-            await self._feed(waiting)
-        except Exception as error:  # noqa: BLE001 - handed to the consumer
-            self._failure = error
-        finally:
-            waiting.close()
-
-    async def _feed(self, waiting: Waiting) -> None:
-        settings = self._engine.settings
-        samples = self._engine.samples
-        screened = screen(
-            as_submissions(self._submissions),
-            samples,
-            split=settings.split,
-            bad_rows=self._engine.bad_rows,
-        )
-        async with contextlib.aclosing(screened) as rows:
-            async for row in rows:
-                if isinstance(row, Rejected):
-                    await self._send.send(_rejected(row))
-                    continue
-                self.rows[row.key] = len(row.outputs)
-                await self._feed_row(row, waiting)
-
-    async def _feed_row(self, row: Submission, waiting: Waiting) -> None:
-        settings = self._engine.settings
-        plan = schedule.plan(
-            row,
-            self._engine.samples[row.key],
-            self._judged.get(row.key, {}),
-            until_pass=settings.until_pass,
-            share_identical=settings.share_identical,
-        )
-        decided: tuple[Outcome, ...] = (*plan.verdicts, *plan.unjudged)
-        for outcome in decided:
-            await self._send.send(outcome)
-        environment = self._engine.environment_of(row.key[0])
-        for chain in plan.chains:
-            await waiting.put(environment and environment.name, chain)
-
-    async def _work(self, waiting: Waiting) -> None:
-        name: Hashable = None  # of the environment that the last chain ran in
-        while (taken := await waiting.take(name)) is not None:
-            name, chain = taken
-            async with contextlib.aclosing(self._engine.judge_chain(chain)) as outcomes:
-                async for outcome in outcomes:
-                    await self._send.send(outcome)
-
-
-def _rejected(row: Rejected) -> Unjudged:
-    return Unjudged(
-        reason=row.reason, kind="input", github_id=row.github_id, id=row.id, place=row.place
-    )

@@ -49,7 +49,7 @@ from mlbench_exec.report import (
 from mlbench_exec.run_log import log_to
 from mlbench_exec.samples import Key, Sample
 from mlbench_exec.sandbox import Backend
-from mlbench_exec.scores import Summary, Tally, summarize
+from mlbench_exec.scores import Tally, summarize
 from mlbench_exec.settings import Settings, host_memory_bytes
 from mlbench_exec.submissions import (
     STDIN,
@@ -61,6 +61,7 @@ from mlbench_exec.submissions import (
     read_submissions,
     screen,
 )
+from mlbench_exec.summary import Summary
 from mlbench_exec.verdicts import PASSING, Unjudged, Verdict
 from mlbench_exec.weights import Missing
 

@@ -14,13 +14,14 @@ from conftest import agents_of
 from faults.scene import Scene, driver, make_rogue, plan
 from mlbench_exec.backends import agent_sandbox
 from mlbench_exec.backends.local import LocalBackend
-from mlbench_exec.engine import Engine, Outcome
+from mlbench_exec.engine import Engine
 from mlbench_exec.environments import Environment, Environments, Mount
 from mlbench_exec.errors import BackendLost, EnvironmentUnusable, MachineTooBusy, SandboxFailed
 from mlbench_exec.samples import Sample
 from mlbench_exec.sandbox import Backend, Limits
 from mlbench_exec.settings import Settings
 from mlbench_exec.testing.fakes import FakeBackend
+from mlbench_exec.verdict_stream import Outcome
 from mlbench_exec.verdicts import Unjudged
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

@@ -8,7 +8,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from mlbench_exec.scores import STATUSES, Estimate
+from mlbench_exec.summary import STATUSES, Estimate
 from mlbench_exec.verdicts import Status
 
 __all__ = ["Histogram", "Timeline", "difference", "interval", "share", "stacked_bar", "swing"]

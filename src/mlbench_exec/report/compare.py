@@ -10,7 +10,7 @@ import msgspec
 from mlbench_exec.report.loaded import Run
 from mlbench_exec.report.noise import difference_interval, holm, mcnemar, sign_flip
 from mlbench_exec.samples import Key
-from mlbench_exec.scores import RowScore
+from mlbench_exec.summary import RowScore
 from mlbench_exec.verdicts import PASSING, Status, Verdict
 
 __all__ = ["Comparison", "OutputChange", "PassChange", "RepoChange", "RowChange", "compare"]

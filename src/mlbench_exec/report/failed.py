@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 
-from mlbench_exec.scores import FailureCount, Summary
+from mlbench_exec.summary import FailureCount, Summary
 
 __all__ = ["KINDS", "about", "by_kind", "ranked"]
 

@@ -8,7 +8,8 @@ import msgspec
 
 from mlbench_exec.errors import RunFolderBroken
 from mlbench_exec.samples import Key
-from mlbench_exec.scores import Summary, Tally
+from mlbench_exec.scores import Tally
+from mlbench_exec.summary import Summary
 
 __all__ = ["write_results", "write_summary"]
 

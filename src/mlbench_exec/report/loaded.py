@@ -9,7 +9,8 @@ import msgspec
 from mlbench_exec import journal
 from mlbench_exec.errors import InputError
 from mlbench_exec.journal import Manifest
-from mlbench_exec.scores import RowScore, Summary, summarize
+from mlbench_exec.scores import summarize
+from mlbench_exec.summary import RowScore, Summary
 from mlbench_exec.verdicts import Unjudged, Verdict
 
 if TYPE_CHECKING:

@@ -25,7 +25,8 @@ from mlbench_exec.report.templates import generate
 from mlbench_exec.report.terminal import plain
 from mlbench_exec.report.words import duration, size
 from mlbench_exec.samples import Key, Sample
-from mlbench_exec.scores import STATUSES, FailureCount, Summary, summarize
+from mlbench_exec.scores import summarize
+from mlbench_exec.summary import STATUSES, FailureCount, Summary
 from mlbench_exec.verdicts import Status, Unjudged, Verdict
 
 __all__ = ["PAGE", "embedded", "write_page"]

@@ -7,7 +7,7 @@ import msgspec
 from mlbench_exec.report.compare import Comparison, PassChange, RepoChange, UnbiasedChange
 from mlbench_exec.report.failed import KINDS, ranked
 from mlbench_exec.report.words import LABELS
-from mlbench_exec.scores import Summary, Total
+from mlbench_exec.summary import Summary, Total
 
 __all__ = ["TextTable", "chance_words", "comparison_remarks", "comparison_tables", "summary_tables"]
 

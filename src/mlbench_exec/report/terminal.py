@@ -16,7 +16,7 @@ from rich.text import Text
 from mlbench_exec.report.failed import KINDS, ranked
 from mlbench_exec.report.tables import TextTable
 from mlbench_exec.report.words import LABELS, duration
-from mlbench_exec.scores import Estimate, Summary, Total
+from mlbench_exec.summary import Estimate, Summary, Total
 from mlbench_exec.verdicts import Status
 
 __all__ = ["plain", "render_header", "render_json", "render_summary", "render_tables", "visible"]
