@@ -45,9 +45,14 @@ def timed(call: Callable[[], object], count: int, concurrency: int = 1) -> Rate:
     return Rate(count=count, concurrency=concurrency, wall_s=wall_s, cpu_s=busy_s() - before)
 
 
-def bare(count: int, concurrency: int = 1, code: str = NOTHING) -> Rate:
-    """fork + exec of the Python that snippets get, and the wait for it."""
-    return _run([], count, concurrency, code)
+def bare(
+    count: int, concurrency: int = 1, code: str = NOTHING, starts_s: list[float] | None = None
+) -> Rate:
+    """fork + exec of the Python that snippets get, and the wait for it.
+
+    `starts_s` takes the moments at which they started.
+    """
+    return _run([], count, concurrency, code, starts_s)
 
 
 def unshared(count: int, concurrency: int = 1) -> Rate:
@@ -55,15 +60,23 @@ def unshared(count: int, concurrency: int = 1) -> Rate:
     return _run(UNSHARE, count, concurrency)
 
 
-def _run(before: list[str], count: int, concurrency: int, code: str = NOTHING) -> Rate:
+def _run(
+    before: list[str],
+    count: int,
+    concurrency: int,
+    code: str = NOTHING,
+    starts_s: list[float] | None = None,
+) -> Rate:
     with tempfile.TemporaryDirectory(prefix="mlbench-bench-") as folder:
         (Path(folder) / "temp.py").write_text(code)
         command = [*before, PYTHON, "temp.py"]
-        return timed(
-            lambda: subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, check=True),
-            count,
-            concurrency,
-        )
+
+        def call() -> None:
+            if starts_s is not None:
+                starts_s.append(time.monotonic())
+            subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, check=True)
+
+        return timed(call, count, concurrency)
 
 
 def children_cpu_s() -> float:

@@ -1,10 +1,12 @@
 """Slots: how much of the time each of them holds a snippet, when all of them sleep for a second."""
 
+from collections.abc import Iterable
+
 import msgspec
 
 from bench import floors, places
 from bench.figures import Figure, Summary, Target
-from bench.judging import Judged, Request, Row, judge
+from bench.judging import Request, Row, judge
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,28 +35,27 @@ def _at(concurrency: int, count: int, sleep_s: float) -> Measured:
         )
         rows = [Row(github_id=1, id=n, outputs=(code,)) for n in range(count)]
         judged = judge(rows, request)
-    floor = floors.bare(min(count, 16 * concurrency), concurrency, code)
+    bare: list[float] = []
+    floors.bare(min(count, 16 * concurrency), concurrency, code, bare)
     return Measured(
         concurrency=concurrency,
         count=count,
-        share=held(judged, concurrency),
-        floor=floor.per_s * sleep_s / concurrency,
+        share=held(judged.starts_s, concurrency, sleep_s),
+        floor=held(bare, concurrency, sleep_s),
         wall_s=judged.wall_s,
     )
 
 
-def held(judged: Judged, slots: int) -> float:
-    """The share of the slots' time in which a program ran, once a third of them had started.
+def held(starts_s: Iterable[float], slots: int, sleep_s: float) -> float:
+    """The share of the slots' time in which programs sleep, by when they started.
 
-    Until the last one starts: then there is nothing left to hold.
+    From when a third of them had, so that sandboxes are open, until the last one does: then there
+    is nothing left to hold.
     """
-    starts = sorted(judged.starts_s)
+    starts = sorted(starts_s)
     begin, end = starts[len(starts) // 3], starts[-1]
-    spans = (
-        (s, s + (v.wall_s or 0)) for s, v in zip(judged.starts_s, judged.verdicts, strict=True)
-    )
-    inside = sum(max(0.0, min(stop, end) - max(start, begin)) for start, stop in spans)
-    return inside / (slots * (end - begin))
+    count = sum(start > begin for start in starts)
+    return count * sleep_s / (slots * (end - begin))
 
 
 def summarize(measured: list[Measured]) -> Summary:
@@ -65,7 +66,7 @@ def summarize(measured: list[Measured]) -> Summary:
                 value=one.wall_s,
                 unit="s",
                 note=f"slots hold a program {one.share:.1%} of the time, "
-                f"where bare Pythons take {one.floor:.1%}",
+                f"bare Pythons {one.floor:.1%}",
             )
             for one in measured
         ),

@@ -127,3 +127,10 @@ def agents_of(parent: int) -> set[int]:
         except OSError:  # it has just ended
             continue
     return found
+
+
+@pytest.fixture
+def workdir(tmp_path: Path) -> str:
+    """A folder that a sandbox's user may read."""
+    tmp_path.chmod(0o755)
+    return str(tmp_path)

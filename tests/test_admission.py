@@ -157,13 +157,13 @@ async def test_where_snippets_sleep_more_of_them_start_at_once() -> None:
                 break
         unknown = [ticket for ticket in door.inside if not ticket.has_told]
         assert len(unknown) == 5
-        for ticket in unknown:
-            await door.tell(ticket, 0.1)
-        for ticket in door.inside[85:]:  # the same
-            await door.tell(ticket, 1.0)
-            await door.leave(ticket)
+        for ticket in door.inside:  # the rest of them turn out to compute
+            if not ticket.has_told:
+                await door.tell(ticket, 1.0)
+                await door.leave(ticket)
             if len(door.inside) > 160:
                 break
+        assert len(door.inside) > 160
         assert sum(not ticket.has_told for ticket in door.inside) == 2
         tasks.cancel_scope.cancel()
 
@@ -328,9 +328,3 @@ async def test_agents_tell_what_their_snippets_want(workdir: str) -> None:
     assert told["asleep"][-1] == 0.0
     assert 0.3 < statistics.median(told["alone"]) < 1.7
     assert max(told["two"]) > 1.7
-
-
-@pytest.fixture
-def workdir(tmp_path: Path) -> str:
-    tmp_path.chmod(0o755)
-    return str(tmp_path)

@@ -128,18 +128,13 @@ def test_a_run_that_failed_is_no_figure() -> None:
     assert (point.rate, point.note) == (None, "1 failed, 0 unjudged")
 
 
-def test_slots_are_held_while_a_program_runs() -> None:
-    """From the start of the one behind the first third to the last start; an idle slot counts."""
-    run = judged(
-        verdict(0, start_s=0, slot=0, wall_s=3),
-        verdict(1, start_s=2, slot=1, wall_s=6),
-        verdict(2, start_s=10, slot=1, wall_s=4),
-    )
-    assert slots.held(run, 3) == pytest.approx((1 + 6) / (3 * 8))
+def test_slots_are_held_by_what_starts_in_them() -> None:
+    """Behind the first third of the starts, up to the last one, whatever the order."""
+    assert slots.held([8, 0, 4, 2, 6, 5], slots=2, sleep_s=2) == pytest.approx(3 * 2 / (2 * 4))
     one = slots.Measured(concurrency=2, count=3, share=0.96, floor=0.9, wall_s=1)
     summary = slots.summarize([one])
     assert met(summary) == {"slots hold a snippet, 3 sleeps, 2 at once": True}
-    assert "bare Pythons take 90.0%" in summary.figures[0].note
+    assert "bare Pythons 90.0%" in summary.figures[0].note
 
 
 def test_memory_is_compared_between_sizes() -> None:

@@ -137,6 +137,15 @@ def test_without_a_cgroup_unseen_children_make_the_clock_uncertain() -> None:
     assert clock.uncertain_s > 3.0
 
 
+def test_what_children_do_after_a_long_sleep_makes_the_clock_uncertain() -> None:
+    """They began at any moment since the look before, unless that was a moment ago."""
+    for dt, ready, expected in ((0.1, (0, 0), 0.25), (0.1, (1, 1), 0.0), (0.05, (0, 0), 0.0)):
+        clock = run_clock(10, dt, 0, 0, ready, used=0.01, is_complete=False, own_delay=dt)
+        sampled = 2 * clock._sampled.deviation_s
+        slack = min(0.05 + 0.05 * 0.1, clock.stalled_s)
+        assert clock.uncertain_s - sampled - slack == pytest.approx(expected), (dt, ready)
+
+
 def test_a_quiet_machine_leaves_nothing_to_correct() -> None:
     """Children that come and go cost nothing of the clock's certainty where nobody waits."""
     clock = run_clock(40, 0.05, 0.001, 0.0, (1, 0), used=0.03, is_complete=False, own_delay=5e-5)

@@ -1,13 +1,18 @@
 """What the agent reads of a snippet's processes, from made-up /proc and cgroup trees."""
 
 import os
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from conftest import agents_of
 from mlbench_exec.agent.meter import Counters, Meter, Seen, judge_wait
 from mlbench_exec.agent.snippet import tick_s
+from mlbench_exec.backends.local import LocalBackend
+from mlbench_exec.environments import Environment
+from mlbench_exec.sandbox import Job, Limits
 
 AGENT = 1
 SECOND = 1_000_000_000
@@ -235,8 +240,11 @@ def test_a_thread_number_that_is_used_again_starts_anew(machine: Machine) -> Non
     assert meter.ran_s - before == pytest.approx(0.02)
 
 
-def test_what_sleeps_is_looked_at_less_often(machine: Machine) -> None:
-    """Each time longer, up to a fifth of a second; at once as often as ever when it ran again."""
+@pytest.mark.parametrize(("ran", "state"), [(0.02, "R"), (0.03, "S")])
+def test_a_single_thread_sleeps_until_it_runs_or_wants_to(
+    machine: Machine, ran: float, state: str
+) -> None:
+    """What it did while nobody looked counts as well."""
     machine.thread(FIRST_PID, FIRST_PID, 0.01, 0, "R")
     meter = machine.meter()
     meter.begin(machine.time)
@@ -246,21 +254,67 @@ def test_what_sleeps_is_looked_at_less_often(machine: Machine) -> None:
     assert not meter.is_asleep
     machine.tick(meter)
     assert meter.is_asleep
-    machine.thread(FIRST_PID, FIRST_PID + 1, 0.02, 0, "S")
-    machine.tick(meter)
-    machine.tick(meter)
-    assert not meter.is_asleep  # what two of them do in a long while is less certain
-    assert [tick_s(False, False, asleep) for asleep in (0, 2, 3, 5, 99)] == [
-        0.05,
-        0.05,
-        0.1,
-        0.2,
-        0.2,
-    ]
-    assert tick_s(False, True, 99) == tick_s(True, False, 99) == 0.01
-    machine.thread(FIRST_PID, FIRST_PID, 0.02, 0, "R")
+    machine.thread(FIRST_PID, FIRST_PID, ran, 0, state)
     machine.tick(meter)
     assert not meter.is_asleep
+
+
+def test_two_threads_are_never_taken_to_be_asleep(machine: Machine) -> None:
+    """What they do between looks that are far apart is less certain."""
+    machine.thread(FIRST_PID, FIRST_PID, 0.01, 0, "S")
+    machine.thread(FIRST_PID, FIRST_PID + 1, 0.01, 0, "S")
+    meter = machine.meter()
+    meter.begin(machine.time)
+    machine.tick(meter)
+    machine.tick(meter)
+    assert not meter.is_asleep
+
+
+def test_what_sleeps_is_looked_at_less_often() -> None:
+    """After a few looks; as often as ever where it is young, or threads come and go."""
+    assert [tick_s(False, False, asleep) for asleep in (0, 2, 3, 99)] == [0.05, 0.05, 0.1, 0.1]
+    assert tick_s(False, True, 99) == tick_s(True, False, 99) == 0.01
+
+
+PYTHON = "/usr/bin/python3" if Path("/usr/bin/python3").exists() else sys.executable
+SLEEP = b"import threading, time\n%s\ntime.sleep(2)"
+BESIDE = b"threading.Thread(target=time.sleep, args=(2,)).start()"
+
+
+def pauses(pid: int) -> int:
+    """How often a process went to sleep."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(one.split()[1]) for one in lines if one.startswith("voluntary_ctxt"))
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio
+async def test_an_agent_looks_less_often_where_limits_are_kept_meanwhile(workdir: str) -> None:
+    """At a single thread, twenty times in two seconds; at two threads, forty times."""
+    here = Environment(name="a", github_ids=(1,), repo="a", workdir=workdir, python=PYTHON)
+    limits = Limits(memory_bytes=256 << 20)
+    seen: dict[bytes, int] = {}
+    async with LocalBackend(limits=limits) as backend:
+        if "by cgroup" not in backend.level:
+            pytest.skip("this user has no cgroups: a sandbox's memory is only watched")
+        sandbox = await backend.open(here, 0)
+        (launcher,) = agents_of(os.getpid())
+        (agent,) = agents_of(launcher)
+        for beside in (b"", BESIDE):
+            code = SLEEP % beside
+            before = pauses(agent)
+            job = Job(
+                environment=here,
+                path="",
+                language="python",
+                code=code,
+                time_limit_s=10,
+                limits=limits,
+            )
+            assert (await sandbox.run(job, lambda cpus: None)).exit_code == 0
+            seen[beside] = pauses(agent) - before
+        await sandbox.aclose()
+    assert seen[b""] < 36 <= seen[BESIDE], seen
 
 
 def test_version_2_tells_cpu_time_in_cpu_stat(tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ from mlbench_exec.summary import (
 )
 from mlbench_exec.verdicts import PASSING, Status, Unjudged
 
+__all__ = ["Judged", "Tally", "pass_at_k", "summarize"]
+
 KS = (1, 2, 5)
 RESAMPLES = 2000
 BOOTSTRAP_ROWS = 2000  # above it the normal approximation is as good and costs nothing

@@ -79,6 +79,8 @@ class FairClock:
                 seen = delayed_s / parallel
                 self._unknown_s += max(0.0, stolen - seen)
                 stolen = seen
+            if not ready[0]:  # what came after a long sleep began at any moment since
+                self._unknown_s += max(0.0, dt - SLACK_S) / 2
         self.ran_s += used
         self._needed_s += used / speed
         self._wall_s += dt

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 TICK_S = 0.05
 FIRST_TICK_S = 0.01  # the sooner others hear that it sleeps, the sooner they start
-LONGEST_TICK = 4  # times as long, where a single thread sleeps for a while
+LONG_TICK_S = 0.1  # where a single thread sleeps, and limits are kept without a look as well
+LONG_ASLEEP = 3  # looks in a row
 NEWS = 0.3  # CPUs: a change worth a word
 IDLE = 0.1  # CPUs: as good as none
 ASLEEP = 0.25  # what is left of one after two looks at which nothing was ready
@@ -75,7 +76,9 @@ def tick_s(is_young: bool, is_sampling: bool, asleep: int) -> float:
     """
     if is_young:
         return FIRST_TICK_S
-    return SHORT_TICK_S if is_sampling else TICK_S * min(LONGEST_TICK, max(1, asleep - 1))
+    if is_sampling:
+        return SHORT_TICK_S
+    return LONG_TICK_S if asleep >= LONG_ASLEEP else TICK_S
 
 
 class ColdWanted(Exception):
@@ -279,7 +282,8 @@ class _Running:
         if self.interpreter and self.interpreter.refusal() is not None:
             self.failure = "refused"
         if self.meter.sample() and self.has_started:
-            self._asleep = self._asleep + 1 if self.meter.is_asleep else 0
+            may_wait = self.world.nested and self.world.counters.has_memory
+            self._asleep = self._asleep + 1 if may_wait and self.meter.is_asleep else 0
             if self.limits.get("tell"):
                 self._tell_demand()
         used, everything = self._memory_bytes()
