@@ -8,10 +8,11 @@ from collections import deque
 
 import anyio
 
-# CPUs that a snippet is reckoned with until its agent tells, by what becomes of it then.
-BRIEF = 0.6  # it has ended: a start and an end have gaps
-SLEEPER = 0.4  # it sleeps, for most of the time until that was sure
-BUSY = 1.0
+# CPUs that a snippet is reckoned with until its agent tells, where others' example speaks for less
+# than one.
+BRIEF = 0.6  # they had ended by then: a start and an end have gaps
+SLEEPER = 0.4  # they slept, for most of the time until that was sure
+MOSTLY = 0.75  # of them, or busy ones that are let in with sleepers are too many
 RECENT = 8  # snippets whose example the next ones are taken to follow
 WHILE_OPENING = 0.25  # CPUs: mostly waiting
 TOLERANCE = 0.01  # sums of fractions
@@ -36,7 +37,8 @@ class Admission:
     def __init__(self, cores: int | None) -> None:
         self._cores = cores
         self._wanted = 0.0
-        self._at_start = BUSY  # CPUs for one of which nothing is known yet
+        self._brief = 0.0  # share of the recent ones that ended before anything was told
+        self._sleepers = 0.0  # share of those that slept when something was told first
         self._holders: deque[tuple[Ticket, anyio.Event]] = deque()
         self._newcomers: deque[tuple[Ticket, anyio.Event]] = deque()
 
@@ -69,17 +71,23 @@ class Admission:
             return
         if not ticket.has_told:
             ticket.has_told = True
-            self._learn(BUSY if cpus else SLEEPER)
+            self._learn(sleeps=cpus == 0.0)
         self._want(ticket, cpus)
 
     def leave(self, ticket: Ticket) -> None:
         ticket.has_left = True
         if ticket.is_in and not ticket.has_told:
-            self._learn(BRIEF)
+            self._learn(is_brief=True)
         self._want(ticket, 0.0)
 
-    def _learn(self, cpus: float) -> None:
-        self._at_start += (cpus - self._at_start) / RECENT
+    def _learn(self, *, is_brief: bool = False, sleeps: bool = False) -> None:
+        self._brief += (is_brief - self._brief) / RECENT
+        self._sleepers += (sleeps - self._sleepers) / RECENT
+
+    @property
+    def _at_start(self) -> float:
+        """CPUs for one of which nothing is known yet."""
+        return SLEEPER if self._sleepers > MOSTLY else 1 - (1 - BRIEF) * self._brief
 
     def _want(self, ticket: Ticket, cpus: float) -> None:
         if self._cores is not None:
