@@ -12,7 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-import mlbench_exec.engine
+import mlbench_exec.backends.choice
 from mlbench_exec.cli import default_name, main, parse_only
 from mlbench_exec.command import exit_code
 from mlbench_exec.errors import InputError
@@ -86,7 +86,7 @@ def call(*arguments: str) -> Result:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     """The command's local backend is a fake one."""
     found = Place(tmp_path)
-    monkeypatch.setattr(mlbench_exec.engine, "LocalBackend", lambda **_: found.backend)
+    monkeypatch.setattr(mlbench_exec.backends.choice, "LocalBackend", lambda **_: found.backend)
     return found
 
 

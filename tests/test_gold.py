@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-import mlbench_exec.engine
+import mlbench_exec.backends.choice
 from mlbench_exec.cli import main
 from mlbench_exec.sandbox import Job, Observation
 from mlbench_exec.testing.fakes import FakeBackend, observation
@@ -26,7 +26,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "repo").mkdir()
     text = f'[environments.one]\ngithub_ids = [1]\nworkdir = "{tmp_path / "repo"}"\n'
     (tmp_path / "environments.toml").write_text(text)
-    monkeypatch.setattr(mlbench_exec.engine, "LocalBackend", lambda **_: FakeBackend(play))
+    monkeypatch.setattr(mlbench_exec.backends.choice, "LocalBackend", lambda **_: FakeBackend(play))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -15,7 +15,7 @@ import anyio
 import pytest
 from click.testing import CliRunner
 
-import mlbench_exec.engine
+import mlbench_exec.backends.choice
 from mlbench_exec.backends import gpus
 from mlbench_exec.backends.docker import DockerBackend
 from mlbench_exec.backends.gpus import Gpu, GpuSlots, Nvml, choose, slots_for
@@ -293,8 +293,8 @@ def test_a_run_has_as_many_sandboxes_as_devices_and_says_what_it_lost(
     slots = GpuSlots(THREE[:2], inventory, free_within_s=0.05)
     backend = GpuBackend(slots)
     inventory.used[0] = lost
-    monkeypatch.setattr(mlbench_exec.engine, "slots_for", lambda text, is_local: slots)
-    monkeypatch.setattr(mlbench_exec.engine, "LocalBackend", lambda **_: backend)
+    monkeypatch.setattr(mlbench_exec.backends.choice, "slots_for", lambda text, is_local: slots)
+    monkeypatch.setattr(mlbench_exec.backends.choice, "LocalBackend", lambda **_: backend)
     row = {"github_id": 1, "type": "Python Code", "path": "./", "arguments": "{}"}
     rows = [{**row, "id": n, "output": f"print({n})"} for n in range(6)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
-import mlbench_exec.engine
+import mlbench_exec.backends.choice
 from loopback import Server, serving
 from mlbench_exec.cli import main
 from mlbench_exec.dataset import load_dataset
@@ -322,7 +322,7 @@ def test_a_run_says_what_its_rows_lack_before_it_starts(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the number of outputs concerned; pulled, it is mounted, and nothing is said."""
-    monkeypatch.setattr(mlbench_exec.engine, "LocalBackend", lambda **_: FakeBackend(play))
+    monkeypatch.setattr(mlbench_exec.backends.choice, "LocalBackend", lambda **_: FakeBackend(play))
     (tmp_path / "repo").mkdir()
     (tmp_path / "environments.toml").write_text(
         f'[environments.one]\ngithub_ids = [1]\nworkdir = "{tmp_path}/repo"\n'
