@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ IMAGES = Path(__file__).parent.parent / "images"
 CONFORMANCE_IMAGE = "mlbench-exec-test/conformance:latest"
 ENGINE_LABEL = "mlbench-exec.engine"
 LEAVE_WITHIN_S = 10.0
+# A Python that any user's sandbox can see, where there is one.
+PYTHON = "/usr/bin/python3" if Path("/usr/bin/python3").exists() else sys.executable
 
 
 @functools.cache

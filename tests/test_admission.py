@@ -1,8 +1,6 @@
 """No more snippets are started than the CPUs have time for, and whoever waits gets a turn."""
 
 import statistics
-import sys
-from pathlib import Path
 
 import anyio
 import msgspec
@@ -10,6 +8,7 @@ import pytest
 from anyio import wait_all_tasks_blocked
 from anyio.abc import TaskGroup
 
+from conftest import PYTHON
 from mlbench_exec import Engine, Settings, Snippet
 from mlbench_exec.admission import WHILE_OPENING, Admission, Ticket
 from mlbench_exec.backends.local import LocalBackend
@@ -20,7 +19,6 @@ from mlbench_exec.samples import Sample
 from mlbench_exec.sandbox import Clock, Job, Limits, Observation, Tell
 from mlbench_exec.testing.fakes import FakeBackend, FakeSandbox
 
-PYTHON = "/usr/bin/python3" if Path("/usr/bin/python3").exists() else sys.executable
 ENVIRONMENT = Environment(name="a", github_ids=(1,), repo="a", workdir="/srv/a")
 TIMES = 40
 JOB = Job(

@@ -1,13 +1,12 @@
 """What the agent reads of a snippet's processes, from made-up /proc and cgroup trees."""
 
 import os
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from conftest import agents_of
+from conftest import PYTHON, agents_of
 from mlbench_exec.agent.meter import Counters, Meter, Seen, judge_wait
 from mlbench_exec.agent.snippet import tick_s
 from mlbench_exec.backends.local import LocalBackend
@@ -276,7 +275,6 @@ def test_what_sleeps_is_looked_at_less_often() -> None:
     assert tick_s(False, True, 99) == tick_s(True, False, 99) == 0.01
 
 
-PYTHON = "/usr/bin/python3" if Path("/usr/bin/python3").exists() else sys.executable
 SLEEP = b"import threading, time\n%s\ntime.sleep(2)"
 BESIDE = b"threading.Thread(target=time.sleep, args=(2,)).start()"
 

@@ -410,15 +410,15 @@ class Counters:
 
     def kernel_bytes(self) -> int:
         """What the kernel holds for its processes: bytes in sockets, page tables, and more."""
-        return self.charged()[1]
+        if self._kernel is not None:
+            return _number(self._kernel)
+        return _kernel_in(_text(self._memory))
 
     def charged(self) -> tuple[int, int]:
         """Both at once: the kernel takes long to add up what it tells of them."""
         text = _text(self._memory)
-        if self._kernel is not None:
-            return _memory_in(text), _number(self._kernel)
-        held = (_find(text, b"kernel") or 0) - (_find(text, b"slab_reclaimable") or 0)
-        return _memory_in(text), max(0, held) + (_find(text, b"sock") or 0)
+        kernel = _kernel_in(text) if self._kernel is None else _number(self._kernel)
+        return _memory_in(text), kernel
 
 
 def _memory_in(text: bytes) -> int:
@@ -427,6 +427,11 @@ def _memory_in(text: bytes) -> int:
         if found is not None:
             return found + (_find(text, shared) or 0)
     return 0
+
+
+def _kernel_in(text: bytes) -> int:
+    held = (_find(text, b"kernel") or 0) - (_find(text, b"slab_reclaimable") or 0)
+    return max(0, held) + (_find(text, b"sock") or 0)
 
 
 def own_cgroups() -> dict[str, str]:
