@@ -337,3 +337,35 @@ def test_the_real_proc_can_be_read() -> None:
     assert os.getpid() in meter.pids()
     meter.begin(time.monotonic())
     assert (os.getpid(), os.getpid()) in meter._look.threads
+
+
+def test_what_was_written_is_counted_for_the_living_and_for_those_waited_for(
+    tmp_path: Path,
+) -> None:
+    proc = tmp_path / "proc"
+    for pid, written in ((AGENT, 5), (FIRST_PID, 70), (FIRST_PID + 1, 8)):
+        (proc / str(pid)).mkdir(parents=True)
+        (proc / str(pid) / "io").write_text(
+            f"wchar: 999\nwrite_bytes: {written}\ncancelled_write_bytes: 1\n"
+        )
+    (proc / str(FIRST_PID + 2)).mkdir()  # ended while it was looked at
+    meter = Meter(2.0, {AGENT}, Counters({}), str(proc))
+
+    assert meter.written_bytes() == 83
+
+
+def test_a_child_that_was_waited_for_leaves_what_it_wrote_to_its_parent(tmp_path: Path) -> None:
+    (tmp_path / str(os.getpid())).symlink_to(f"/proc/{os.getpid()}")  # no process but this one
+    meter = Meter(2.0, {os.getpid()}, Counters({}), str(tmp_path))
+    before = meter.written_bytes()
+    path = Path(f"/var/tmp/mlbench-written-{os.getpid()}")  # a disk, where /tmp may be none
+    try:
+        child = os.fork()
+        if child == 0:
+            path.write_bytes(bytes(1 << 20))
+            os._exit(0)
+        os.waitpid(child, 0)
+    finally:
+        path.unlink(missing_ok=True)
+
+    assert meter.written_bytes() - before >= 1 << 20

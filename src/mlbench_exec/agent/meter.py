@@ -270,6 +270,17 @@ class Meter:
         except (IndexError, ValueError):
             return 0
 
+    def written_bytes(self) -> int:
+        """What its processes and those that were waited for have written to disks, and the agent.
+
+        One that ended without being waited for is missing.
+        """
+        total = 0
+        for pid in {*self._own, *self.pids()}:
+            text = b"\n" + _read("%s/%d/io" % (self._proc, pid))
+            total += int(text.partition(b"\nwrite_bytes: ")[2].partition(b"\n")[0] or 0)
+        return total
+
     def _threads(self, pid: int) -> Iterator[tuple[Key, int, int, int]]:
         folder = "%s/%d/task" % (self._proc, pid)
         try:

@@ -162,6 +162,8 @@ class _Running:
         cores = len(os.sched_getaffinity(0))
         own = world.own_pids | {self.pid} if world.nested else world.own_pids  # init is ours
         self.meter = Meter(min(limits["cpus"] or cores, cores), own, world.counters)
+        if not world.nested:
+            self.written_before = self.meter.written_bytes()
 
     def watch(self) -> None:
         poller = select.poll()
@@ -351,7 +353,9 @@ class _Running:
     def _has_outgrown_disk(self) -> bool:
         """Fresh level: a container's layer has no size limit, so it is watched.
 
-        The file system's free space is shared with others, so it only raises the suspicion.
+        The file system's free space is shared with others, so it only raises the suspicion: at
+        once for one whose processes say that they wrote as much, and later for any. (They don't
+        tell of everything: what wrote and ended without being waited for isn't counted.)
         """
         most = self.limits["disk"], view.inodes_for(self.limits["disk"])
         gone = _less(self.free_before, _free("/"))
@@ -359,7 +363,8 @@ class _Running:
             return False
         if _is_over(_less(_size_of(self.program.workdir), self.size_before), most):
             return True
-        if not _is_over(gone, (2 * most[0] + (256 << 20), 2 * most[1])):
+        has_written = self.meter.written_bytes() - self.written_before >= most[0]
+        if not has_written and not _is_over(gone, (2 * most[0] + (256 << 20), 2 * most[1])):
             return False
         if self._has_written_elsewhere(most):
             return True
