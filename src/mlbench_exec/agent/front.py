@@ -7,6 +7,7 @@ It is shipped as text and runs as `python -I -S`, so it imports nothing that isn
 from __future__ import annotations
 
 MOST_FDS = 64
+ANSWER_BYTES = 16
 SOURCE = """#!%(python)s -IS
 import posix, sys
 REAL, NAME, FOLDER, SOCKET = %(real)r, %(name)r, %(folder)r, %(socket)r
@@ -59,7 +60,7 @@ def hand_over():
     packed = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
     helper.sendmsg([len(data).to_bytes(4, "big")], [(_socket.SOL_SOCKET, 1, packed)])
     helper.sendall(data)
-    answer = helper.recv(16)
+    answer = helper.recv(%(answer)d)
     if answer[:1] != b"Y":
         return
     import _signal
@@ -75,7 +76,7 @@ def hand_over():
                 _signal.signal(number, forward)
             except (OSError, ValueError):
                 pass
-    status = int(helper.recv(16) or b"9")
+    status = int(helper.recv(%(answer)d) or b"9")
     if status & 0x7F:
         _signal.signal(status & 0x7F, _signal.SIG_DFL) if status & 0x7F != 9 else None
         posix.kill(posix.getpid(), status & 0x7F)
@@ -97,4 +98,5 @@ def source(python: str, name: str, real: str, folder: str, socket: str) -> str:
         "folder": folder,
         "socket": socket,
         "most": MOST_FDS,
+        "answer": ANSWER_BYTES,
     }

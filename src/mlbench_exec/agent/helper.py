@@ -109,13 +109,13 @@ class Helper:
         self._running[pidfd] = (pid, client)
         poller.register(pidfd, select.POLLIN)
         poller.register(client.fileno(), select.POLLIN)
-        _send(client, b"Y%d" % pid)
+        _send(client, started(pid))
         return None
 
     def _finish(self, pidfd: int, poller: select.poll) -> None:
         pid, client = self._running.pop(pidfd)
         _, status = os.waitpid(pid, 0)
-        _send(client, b"%d" % status)
+        _send(client, ended(status))
         poller.unregister(pidfd)
         os.close(pidfd)
         try:
@@ -199,6 +199,16 @@ def _receive(client: Any) -> Call:
             raise ValueError("cut off")
         body += chunk
     return Call(body, fds)
+
+
+def started(pid: int) -> bytes:
+    """What a front is told first. Both are as long as it reads: they may arrive together."""
+    return (b"Y%d" % pid).ljust(front.ANSWER_BYTES)
+
+
+def ended(status: int) -> bytes:
+    """And then, with the program's status as waitpid gives it."""
+    return (b"%d" % status).ljust(front.ANSWER_BYTES)
 
 
 def _send(client: Any, data: bytes) -> None:
