@@ -31,6 +31,7 @@ AGENT_MODULES = (
     "preload",
     "front",
     "helper",
+    "ending",
     "warm",
     "base",
     "view",

@@ -179,6 +179,36 @@ PROGRAMS = {
     "del_in_place_of_another": "import argparse\nclass A:\n    def __del__(self):\n"
     "        print('del')\nargparse.FileType = A()",
     "del_uses_module": "import json\nclass A:\n    def __del__(self):\n        print(json.dumps([1]))\na = A()",
+    # What an end that leaves something out could lose.
+    "del_imports": "import os\nclass A:\n    def __del__(self, write=os.write):\n        try:\n"
+    "            import os, stat\n        except ImportError as e:\n"
+    "            write(1, str(e).encode())\n        else:\n            write(1, b'del')\na = A()",
+    "del_imports_in_a_module": "import types, sys\nclass A:\n    def __del__(self, write=print):\n"
+    "        import stat\n        write(stat.S_IFREG)\nm = types.ModuleType('m')\nm.a = A()\n"
+    "sys.modules['m'] = m",
+    "del_with_the_interpreter": "import os, sys\nclass A:\n    def __del__(self, write=os.write):\n"
+    "        write(1, b'del')\nsys.kept = A()",
+    "del_of_a_cycle_with_the_interpreter": "import contextvars, os\nclass A:\n"
+    "    def __del__(self, write=os.write):\n        write(1, b'del')\na = A()\na.itself = a\n"
+    "v = contextvars.ContextVar('v')\nv.set(a)\ndel a",
+    "del_of_a_codec": "import codecs, os\nclass A:\n    def __call__(self, name):\n"
+    "        print('asked for', name)\n    def __del__(self, write=os.write):\n"
+    "        write(1, b'del')\ncodecs.register(A())\ntry:\n    codecs.lookup('none')\n"
+    "except LookupError as e:\n    print(e)",
+    "del_left_in_os": "import os\nclass A:\n    def __del__(self, write=os.write):\n"
+    "        write(1, b'del')\nos.kept = A()",
+    "collections_seen": "import gc, os\ngc.disable()\n"
+    "gc.callbacks.append(lambda phase, info, write=os.write: write(1, phase.encode()))",
+    "exit_without_file": "import sys\ndel __file__\nsys.exit(3)",
+    "exit_without_globals": "import sys\n(lambda g, leave: (g.clear(), leave(3)))(globals(), sys.exit)",
+    "exit_at_exit": "import atexit, sys\natexit.register(sys.exit, 3)",
+    "error_without_a_trace": "import sys\ndef hook(*error):\n    print('hook')\nsys.excepthook = hook\n1 / 0",
+    "stdout_full": "import sys\nsys.stdout = open('/dev/full', 'w')\nprint('lost')",
+    "stdout_of_its_own": "import sys\nclass Out:\n    flushed = 0\n    def write(self, text):\n"
+    "        sys.__stdout__.write(text)\n    def flush(self):\n        self.flushed += 1\n"
+    "        sys.__stdout__.write('flush %d' % self.flushed)\nsys.stdout = Out()\nprint('x')",
+    "written_by_c": "import ctypes\nctypes.CDLL(None).printf(b'from C')",
+    "exit_by_c": "import ctypes, sys\nsys.stdout.write('kept')\nsys.stdout.flush()\nctypes.CDLL(None).exit(3)",
     "open_file": "f = open('left.txt', 'w')\nf.write('unflushed')",
     "relative_files": "open('made.txt', 'w').write(open('data.txt').read() * 2)\n"
     "print(open('made.txt').read())",

@@ -7,6 +7,7 @@
     preload      in a warm interpreter: modules imported ahead, hidden, given back
     front        the `python` on a bash snippet's PATH
     helper       what it calls, in the snippet's namespaces
+    ending       in a warm interpreter: what a program's end leaves out
     warm         in a warm interpreter: serving forks
     base         what every snippet sees of the file system, read-only
     view         a snippet's own writable layers over it

@@ -295,7 +295,7 @@ class Ahead:
     def begin(self, charge: Callable[[float], None], refuse: Callable[[str], None]) -> None:
         """Give modules back from now on. `refuse` doesn't return."""
         self._charge, self._refuse = charge, refuse
-        self._given: list[str] = []
+        self.given: list[str] = []
         main = type(sys)("__main__")  # one that the collector sees: the old one is frozen
         main.__dict__.clear()
         main.__dict__.update(_namespace(sys.modules["__main__"]))
@@ -322,7 +322,7 @@ class Ahead:
         self._charge(sum(self.recorder.own_s.get(one, 0.0) for one in names))
         for one in names:
             modules[one] = hidden.pop(one)
-        self._given += names
+        self.given += names
         for one in names:
             self._attach(one)
         added = [item for one in names for item in self._own_filters.get(one, ())]
@@ -340,7 +340,7 @@ class Ahead:
         # What holds a stream for good keeps it from being flushed when it goes.
         self._seen.pop("sys", None)
         self._baseline.pop("sys", None)
-        for name in getattr(self, "_given", ()):
+        for name in getattr(self, "given", ()):
             module = sys.modules.get(name)
             if module is None:
                 continue

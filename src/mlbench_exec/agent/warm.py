@@ -9,7 +9,6 @@ script sees, down to the last frame of a traceback.
 from __future__ import annotations
 
 import _socket
-import atexit
 import ctypes
 import gc
 import mmap
@@ -18,7 +17,7 @@ import struct
 import sys
 import time
 
-from mlbench_exec.agent import frames, helper, kernel, program
+from mlbench_exec.agent import ending, frames, helper, kernel, program
 from mlbench_exec.agent.kernel import signal
 from mlbench_exec.agent.program import Program, Unusable
 
@@ -83,11 +82,11 @@ def main(ahead: Any) -> None:
     for name in order["preload"]:
         frames.write(CHANNEL, {"module": name, "problems": ahead.load(name)})
     ahead.recorder.stop()
-    atexit.register(ahead.let_go)  # the first, so that it runs last
     ahead.hide()
     ahead.prepare(order["preload"], _version_reader())
+    server.ending = ending.Ending(ahead)
     costs = {name: ahead.cost_s(name) for name in order["preload"]}
-    _end_early()
+    ending.skip_libraries()
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(ahead))  # nor is this ever taken apart
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(vars(ahead)))
     gc.collect()
@@ -104,6 +103,7 @@ class _Server:
         self.world: Any = world  # all that is used of a World
         self.channel, self.page, self.ahead = channel, page, ahead
         self.places = places
+        self.ending: Any = None
         self.own_pid_ns = os.open("/proc/self/ns/pid", os.O_RDONLY)
 
     def serve(self) -> None:
@@ -158,14 +158,14 @@ class _Server:
                 kernel.mount("tmpfs", helper.RUN, "tmpfs", kernel.TMPFS, "size=64k,mode=0755")
                 called = self._bash(one, request, out, err, report, outer_proc)
                 helper.become(called, self._become)
-                self._begin()
+                self._begin(_text_of(called.arguments[0]))
                 return True
             signal.signal(signal.SIGINT, signal.default_int_handler)
             program.settle(one, out, err)
             name = one.command()[1][0]
             self._become(str(name), program.SCRIPT, [], one.variables)
             program.confine(self.world, request["limits"], outer_proc, signals=False)
-            self._begin()
+            self._begin(one.code)
             program.tell(report, program.STARTED, time.monotonic())
             _close_all_but()
         return True
@@ -196,10 +196,11 @@ class _Server:
             os.write(2, ("mlbench-exec: bash: %s\n" % error).encode())
         os._exit(program.NOT_EXECUTABLE)
 
-    def _begin(self) -> None:
+    def _begin(self, code: bytes) -> None:
         count = STARTS.unpack_from(self.page, STARTS_AT)[0]
         STARTS.pack_into(self.page, STARTS_AT, count + 1)
         self.ahead.begin(self._charge, self._refuse)
+        self.ending.begin(code)
 
     def _charge(self, seconds: float) -> None:
         charged = CHARGED.unpack_from(self.page, 0)[0]
@@ -275,16 +276,13 @@ def _version_reader() -> Callable[[int], int] | None:
     return version_at if is_one else None
 
 
-def _end_early() -> None:
-    """Let a program's exit stop before it takes apart the libraries that are loaded by now.
-
-    Those that it loads itself are taken apart before, as their turn comes first. It flushes C's
-    streams as an exit does.
-    """
-    libc = ctypes.CDLL(None)
-    if all(hasattr(libc, name) for name in ("on_exit", "__cxa_atexit", "_exit", "fflush")):
-        getattr(libc, "on_exit")(libc._exit, None)  # noqa: B009 - called with the exit status
-        getattr(libc, "__cxa_atexit")(libc.fflush, None, None)
+def _text_of(script: str) -> bytes:
+    """What a program is made of; nothing where it can't be read, as Python will say."""
+    try:
+        with open(script, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
 
 
 def _use_huge_pages() -> None:

@@ -1,0 +1,128 @@
+"""Inside a warm interpreter: how a program's Python ends sooner, to the same effect.
+
+An interpreter's end takes apart all that was ever made in it. In a fork each page that it writes to
+is copied first, and most of what is there is the warm interpreter's. So three things are left out
+which nobody can see: modules that the program shares and didn't change, what is left of the
+interpreter once the program's own objects are gone, and the libraries that were loaded before.
+"""
+
+from __future__ import annotations
+
+import _thread
+import atexit
+import codecs
+import ctypes
+import gc
+import sys
+
+TYPE_CHECKING = False  # typing takes longer to import than most of what is imported here
+if TYPE_CHECKING:
+    from typing import Any, Callable
+
+EXTENSION = ".so"
+PYTHONS_OWN = "lib-dynload"  # the folder of the extensions that come with Python
+# With these, more than one interpreter may have to end.
+INTERPRETERS = {"_interpreters", "_xxsubinterpreters"}
+
+
+class Ending:
+    """Made where the modules are hidden, before there is a program."""
+
+    def __init__(self, ahead: Any) -> None:
+        self._ahead = ahead
+        self._main: dict[str, Any] = {}
+        self._is_exotic = False
+        self._streams: tuple[Any, ...] = ()
+        self._known = frozenset(sys.modules) | frozenset(ahead.hidden)
+        self._foreign = frozenset(
+            name for name, module in ahead.hidden.items() if _is_extension_of_others(module)
+        )
+        self._said = {"is_all": False}  # to one that nothing else may hold
+        atexit.register(self.prepare)  # the first, so that it runs last
+        codecs.register(
+            _Last(self._said, ctypes.PyDLL(None).exit)
+        )  # taken apart when the program's objects are gone
+
+    def begin(self, code: bytes) -> None:
+        """A program begins in this fork; `code` is its text."""
+        self._main = sys.modules["__main__"].__dict__
+        self._streams = sys.stdout, sys.stderr
+        self._is_exotic = b"__file__" in code and (b"del" in code or b"pop" in code)
+
+    def prepare(self) -> None:
+        """At the end of a program, after its own work for the end."""
+        self._ahead.let_go()
+        self._said["is_all"] = self._succeeds() and self._is_plain()
+        self._main, self._streams = {}, ()  # so that they end when they would have
+
+    def _succeeds(self) -> bool:
+        """Whether the exit status is known to be 0.
+
+        A script that came to its end, or raised, has no `__file__` any more; one that was left by
+        SystemExit has. One that raised leaves the exception in `sys`.
+        """
+        if "__file__" in self._main or "__loader__" not in self._main or self._is_exotic:
+            return False
+        return not hasattr(sys, "last_type") and self._flushes()
+
+    def _flushes(self) -> bool:
+        """What can't be written makes the status another."""
+        if (sys.stdout, sys.stderr) != self._streams:
+            return False  # to flush one of its own could be seen
+        try:
+            for stream in self._streams:
+                if stream is not None and not stream.closed:
+                    stream.flush()
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def _is_plain(self) -> bool:
+        """Whether nothing waits for the interpreter's last breath: no thread, no code in C."""
+        if _thread._count() or gc.get_debug() or gc.callbacks:
+            return False
+        if sys.gettrace() is not None or sys.getprofile() is not None:
+            return False
+        modules = sys.modules
+        if not self._foreign.isdisjoint(self._ahead.given):
+            return False
+        own = [name for name in list(modules) if name not in self._known]
+        return INTERPRETERS.isdisjoint(own) and not any(
+            _is_extension_of_others(modules[name]) for name in own
+        )
+
+
+class _Last:
+    """What Python looks encodings up in, in vain; its own end is the interpreter's."""
+
+    def __init__(self, said: dict[str, bool], leave: Callable[[int], object]) -> None:
+        self._said, self._leave, self._collect = said, leave, gc.collect
+
+    def __call__(self, encoding: str) -> None: ...
+
+    def __del__(self) -> None:
+        # Names of builtins have no meaning any more.
+        if self._said["is_all"]:
+            self._collect()
+            self._leave(0)
+
+
+def _is_extension_of_others(module: Any) -> bool:
+    """Whether it is code in C that may have asked Python to be called at the very end."""
+    kind = type(module)
+    if kind is not type(sys) and kind is not type:
+        return True  # nobody knows, and to ask could be seen
+    path = vars(module).get("__file__")
+    return isinstance(path, str) and path.endswith(EXTENSION) and PYTHONS_OWN not in path
+
+
+def skip_libraries() -> None:
+    """Let a program's exit stop before it takes apart the libraries that are loaded by now.
+
+    Those that it loads itself are taken apart before, as their turn comes first. It flushes C's
+    streams as an exit does.
+    """
+    libc = ctypes.CDLL(None)
+    if all(hasattr(libc, name) for name in ("on_exit", "__cxa_atexit", "_exit", "fflush")):
+        getattr(libc, "on_exit")(libc._exit, None)  # noqa: B009 - called with the exit status
+        getattr(libc, "__cxa_atexit")(libc.fflush, None, None)
