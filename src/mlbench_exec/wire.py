@@ -32,6 +32,7 @@ AGENT_MODULES = (
     "front",
     "helper",
     "ending",
+    "pid1",
     "warm",
     "base",
     "view",

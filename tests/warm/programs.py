@@ -183,8 +183,9 @@ PROGRAMS = {
     "del_imports": "import os\nclass A:\n    def __del__(self, write=os.write):\n        try:\n"
     "            import os, stat\n        except ImportError as e:\n"
     "            write(1, str(e).encode())\n        else:\n            write(1, b'del')\na = A()",
-    "del_imports_in_a_module": "import types, sys\nclass A:\n    def __del__(self, write=print):\n"
-    "        import stat\n        write(stat.S_IFREG)\nm = types.ModuleType('m')\nm.a = A()\n"
+    "del_imports_in_a_module": "import os, sys, types\nclass A:\n"
+    "    def __del__(self, write=os.write):\n        try:\n            import stat\n"
+    "        except ImportError as e:\n            write(1, str(e).encode())\nm = types.ModuleType('m')\nm.a = A()\n"
     "sys.modules['m'] = m",
     "del_with_the_interpreter": "import os, sys\nclass A:\n    def __del__(self, write=os.write):\n"
     "        write(1, b'del')\nsys.kept = A()",

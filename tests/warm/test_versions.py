@@ -9,6 +9,8 @@ from warm.programs import COLD, PROGRAMS, has_fronts
 from warm.test_same import PRELOAD, Place, compare, direct, opened, seen, through_bash
 
 HERE = list(interpreters().items())
+# Cold where something in their imports was changed that another version doesn't look at.
+EITHER_WAY = {"mp_exception", "resource_warning", "patched_what_an_import_leaves_alone"}
 FEW = (
     "main_globals",
     "argv",
@@ -50,4 +52,5 @@ def test_this_version_has_warm_interpreters(place: Place) -> None:
 def test_this_version_makes_no_difference(place: Place) -> None:
     """The whole suite."""
     warm = compare(place, "python", direct, PROGRAMS)
-    assert not [name for name, was_warm in warm.items() if was_warm and name in COLD]
+    cold = COLD - EITHER_WAY
+    assert not [name for name, was_warm in warm.items() if was_warm and name in cold]

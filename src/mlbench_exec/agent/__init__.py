@@ -8,6 +8,7 @@
     front        the `python` on a bash snippet's PATH
     helper       what it calls, in the snippet's namespaces
     ending       in a warm interpreter: what a program's end leaves out
+    pid1         a fork with an init of its own, at the cost of one fork
     warm         in a warm interpreter: serving forks
     base         what every snippet sees of the file system, read-only
     view         a snippet's own writable layers over it

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import pwd
 
-from mlbench_exec.agent import kernel
+from mlbench_exec.agent import kernel, pid1
 from mlbench_exec.agent.kernel import signal
 from mlbench_exec.agent.program import HIDDEN
 
@@ -137,6 +137,7 @@ def build(base: Base, idmap: IdMapper | None = None) -> None:
     for folder in ("/var/tmp", "/run"):
         if not os.path.lexists(root + folder) and not base.container:
             os.makedirs(root + folder)
+    pid1.write_program(root + pid1.PATH)
     kernel.pivot_root(root)
     for folder in (SHIMS, PROBE, PROBE + "/d", WARM):
         os.chown(folder, base.uid, -1)

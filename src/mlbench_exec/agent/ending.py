@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 EXTENSION = ".so"
 PYTHONS_OWN = "lib-dynload"  # the folder of the extensions that come with Python
+LAST_COLLECTION = (3, 10)  # from here on an interpreter collects once more than its modules' end
 # With these, more than one interpreter may have to end.
 INTERPRETERS = {"_interpreters", "_xxsubinterpreters"}
 
@@ -96,14 +97,16 @@ class _Last:
     """What Python looks encodings up in, in vain; its own end is the interpreter's."""
 
     def __init__(self, said: dict[str, bool], leave: Callable[[int], object]) -> None:
-        self._said, self._leave, self._collect = said, leave, gc.collect
+        self._said, self._leave = said, leave
+        self._collect = gc.collect if sys.version_info >= LAST_COLLECTION else None
 
     def __call__(self, encoding: str) -> None: ...
 
     def __del__(self) -> None:
         # Names of builtins have no meaning any more.
         if self._said["is_all"]:
-            self._collect()
+            if self._collect is not None:
+                self._collect()
             self._leave(0)
 
 

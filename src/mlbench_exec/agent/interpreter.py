@@ -133,8 +133,8 @@ class Interpreter:
 
     def fork(
         self, world: World, one: Program, limits: dict[str, Any], fds: tuple[int, int, int]
-    ) -> int:
-        """Fork an init for this program; return its pid. Raises `Refused` if that fails.
+    ) -> tuple[int, int]:
+        """Fork this program; return as `surroundings.fork` does. Raises `Refused` if that fails.
 
         Where its surroundings can't be made, raises as `surroundings.make` does.
 
@@ -143,15 +143,16 @@ class Interpreter:
         """
         self._page[:] = bytes(warm.PAGE_BYTES)
         self._charged_s = 0.0
-        namespaces, order = surroundings.make(world, one, limits), -1
+        (disk_fd, namespaces), order = surroundings.make(world, one, limits), -1
         try:
             order = kernel.memfd(0)
             sent = warm.sent_program(one)
             frames.write(order, {"program": sent, "limits": limits, "fronts": self.fronts})
             os.lseek(order, 0, os.SEEK_SET)
             self._ask(b"F", {}, (*fds, order, *namespaces))
-            return int(self._answer(ANSWER_WITHIN_S)["pid"])
+            return int(self._answer(ANSWER_WITHIN_S)["pid"]), disk_fd
         except (OSError, ValueError, frames.HostGone) as error:
+            os.close(disk_fd)
             raise Refused("it doesn't answer: %r" % error) from None
         finally:
             for fd in (order, *namespaces):

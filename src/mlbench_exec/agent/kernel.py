@@ -39,13 +39,11 @@ PR_SET_DUMPABLE = 4
 PR_CAPBSET_DROP = 24
 PR_SET_SECUREBITS = 28
 PR_SET_NO_NEW_PRIVS = 38
+PR_GET_TID_ADDRESS = 40
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_RAISE = 2
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 SECBITS_ALL_LOCKED = 0xEF  # no root fixup, no setuid fixup, no keepcaps, no ambient; all locked
-
-POSIX_SPAWN_SETSIGDEF = 0x04
-POSIX_SPAWN_SETSID = 0x80
 
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
@@ -54,7 +52,6 @@ OPEN_TREE_CLONE = 1
 OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 MOVE_MOUNT_F_EMPTY_PATH = 0x4
 
-CAP_LEASE = 28
 LAST_CAPABILITY = 63
 LAST_SIGNAL = 64
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -172,6 +169,19 @@ def prctl(option: int, argument: int = 0, argument3: int = 0) -> int:
     return _check(result, "prctl(%d)" % option)
 
 
+def tid_address() -> int:
+    """Where the C library keeps this thread's id, which a fork has to change; 0 if nobody says."""
+    address = ctypes.c_void_p()
+    result = _libc.prctl(ctypes.c_int(PR_GET_TID_ADDRESS), ctypes.byref(address), 0, 0, 0)
+    return address.value or 0 if result == 0 else 0
+
+
+def make_executable(address: int, size: int) -> None:
+    """Have memory read and executed, no longer written to."""
+    result = _libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(size), ctypes.c_int(5))
+    _check(result, "mprotect(PROT_READ | PROT_EXEC)")
+
+
 def pidfd_open(pid: int) -> int:
     return _check(_libc.syscall(SYS_PIDFD_OPEN, pid, 0), "pidfd_open")
 
@@ -245,54 +255,6 @@ def default_signals() -> None:
         _libc.syscall(number, signum, action, None, ctypes.c_size_t(8))  # not for KILL and STOP
 
 
-def _session_attributes() -> ctypes.Array[ctypes.c_char] | None:
-    """What makes posix_spawn start a session of its own; None where it can't (glibc < 2.26).
-
-    Every signal gets its default action, by a set that holds the C library's two as well: those
-    its own functions refuse to add, and posix_spawn would leave them ignored.
-    """
-    attributes = ctypes.create_string_buffer(512)
-    signals = ctypes.create_string_buffer(b"\xff" * 8, 128)
-    _libc.posix_spawnattr_init(attributes)
-    _libc.posix_spawnattr_setsigdefault(attributes, signals)
-    flags = ctypes.c_short(POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSID)
-    return attributes if _libc.posix_spawnattr_setflags(attributes, flags) == 0 else None
-
-
-# Made once: a fork that makes them anew would touch, and so copy, more memory.
-_session = _session_attributes()
-_actions = ctypes.create_string_buffer(512)
-_libc.posix_spawn_file_actions_init(_actions)
-_posix_spawn, _add_dup2 = _libc.posix_spawn, _libc.posix_spawn_file_actions_adddup2
-
-
-def spawn(
-    path: str, argv: list[str | bytes], variables: dict[str, str], streams: tuple[int, int, int]
-) -> int:
-    """Start a program in a session of its own, with these fds as its 0, 1 and 2; its pid.
-
-    Unlike a fork it copies nothing of this process. To be called once in a process. Raises
-    ValueError for words with a NUL byte, and NotImplementedError where sessions can't be started.
-    """
-    if _session is None:
-        raise NotImplementedError
-    words = [os.fsencode(word) for word in argv]
-    pairs = [os.fsencode("%s=%s" % pair) for pair in variables.items()]
-    if any(b"\0" in word for word in words + pairs):
-        raise ValueError("embedded null byte")
-    for target, fd in enumerate(streams):
-        _add_dup2(_actions, fd, target)
-    pid = ctypes.c_int()
-    words_of_c = (ctypes.c_char_p * (len(words) + 1))(*words)
-    pairs_of_c = (ctypes.c_char_p * (len(pairs) + 1))(*pairs)
-    number = _posix_spawn(
-        ctypes.byref(pid), os.fsencode(path), _actions, _session, words_of_c, pairs_of_c
-    )
-    if number != 0:
-        raise Refused(number, "posix_spawn(%s)" % path)
-    return pid.value
-
-
 def sethostname(name: str) -> None:
     raw = os.fsencode(name)
     _check(_libc.sethostname(raw, ctypes.c_size_t(len(raw))), "sethostname")
@@ -311,10 +273,8 @@ def keep_capabilities() -> None:
             prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability)
 
 
-def drop_capabilities(bounding: bool, keep: int | None = None) -> None:
+def drop_capabilities(bounding: bool) -> None:
     """Give up every capability; with `bounding`, also the means to get one by an exec.
-
-    `keep` (a number below 32) stays permitted, without being in effect.
 
     Without CAP_SETPCAP (a container's process) `bounding` is out of reach: no_new_privs then
     keeps an exec from gaining what the process no longer has.
@@ -326,8 +286,7 @@ def drop_capabilities(bounding: bool, keep: int | None = None) -> None:
             if _libc.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0) == -1:
                 break  # beyond this kernel's last one
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    sets = (ctypes.c_uint32 * 6)()  # effective, permitted and inheritable, the lower 32 bits first
-    sets[1] = 0 if keep is None else 1 << keep
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; then their upper halves
     _check(_libc.syscall(_number("capset"), header, sets), "capset")
 
 

@@ -11,7 +11,7 @@ from mlbench_exec.agent.environment import prepare
 from mlbench_exec.agent.frames import IN
 from mlbench_exec.agent.interpreter import Interpreters, Refused
 from mlbench_exec.agent.kernel import signal
-from mlbench_exec.agent.program import Program, Unusable
+from mlbench_exec.agent.program import IGNORED, Program, Unusable
 from mlbench_exec.agent.setup import set_up
 from mlbench_exec.agent.snippet import Broken, ColdWanted, TooBusy
 from mlbench_exec.agent.world import World
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    kernel.default_signals()  # whoever started us may have left more of them ignored
+    for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
     try:
         frames.tell_host(hello())

@@ -1,13 +1,11 @@
 """The program's side: from fork to exec, giving up everything on the way.
 
-Nested level: an init, pid 1 of namespaces that were made for it, gives up everything, starts
-python or bash, and reaps. Fresh level: there is no init.
+Nested level: its surroundings were made before, with an init that is its parent.
 """
 
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import resource
 import time
@@ -28,10 +26,12 @@ NAMESPACES = {
     "uts": kernel.CLONE_NEWUTS,
 }
 HIDDEN = "/.mlbench"  # where a sandbox's root has what is ours
-STARTED, ENDED = "started", "ended"  # what is said on the report: when, and how and when
-UNUSABLE, FAILED = "unusable", "failed"  # why
+# What is said on the report: when it started, or why it didn't.
+STARTED, UNUSABLE, FAILED = "started", "unusable", "failed"
 SCRIPT = "temp.py"
 NOT_EXECUTABLE = 126
+# By the agent; the last two by any Python.
+IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ)
 MAX_PENDING_SIGNALS = 4096
 MAX_MESSAGE_QUEUE_BYTES = 819200  # what Linux gives by default
 
@@ -80,12 +80,23 @@ def which(name: str, variables: dict[str, str]) -> str:
 def become(
     world: World, program: Program, limits: dict[str, Any], out: int, err: int, report: int
 ) -> NoReturn:
-    """In a fork: become the snippet's init, or at the fresh level the snippet itself."""
+    """In a fork: become the snippet."""
     try:
+        outer_proc = None
         if world.nested:
-            _init(world, program, limits, out, err, report)
+            be_first_to_go()
+            outer_proc = mount_proc()
         else:
-            _program(world, program, limits, out, err, report)
+            prepare_folder(program)
+        settle(program, out, err)
+        path, argv = program.command()
+        confine(world, limits, outer_proc)
+        tell(report, STARTED, time.monotonic())
+        try:
+            os.execve(path, argv, program.variables)
+        except (OSError, ValueError) as error:
+            os.write(2, _why_not_started(program, path, error))
+        os._exit(NOT_EXECUTABLE)
     except Unusable as error:
         tell(report, UNUSABLE, str(error))
     except BaseException as error:  # noqa: BLE001 - the parent must hear of anything at all
@@ -100,37 +111,6 @@ def tell(report: int, word: str, *said: object) -> None:
     os.write(report, line.encode("utf-8", "replace") + b"\n")
 
 
-def _init(
-    world: World, program: Program, limits: dict[str, Any], out: int, err: int, report: int
-) -> NoReturn:
-    """Pid 1 of the snippet's namespaces: start the program, reap.
-
-    It gives up everything itself, and what it starts inherits that: starting a program then needs
-    no second copy of this process. Only one capability stays in its permitted set, so that the
-    program, which has none, may not trace it; exec doesn't hand it on.
-    """
-    gc.disable()
-    be_first_to_go()
-    outer_proc = mount_proc()
-    os.chdir(program.cwd)
-    path, argv = program.command()
-    nothing = os.open("/dev/null", os.O_RDONLY)
-    for fd in (0, 1, 2):
-        os.dup2(nothing, fd)
-    confine(world, limits, outer_proc, signals=False, beside=1, keep=kernel.CAP_LEASE)
-    os.close(outer_proc)
-    tell(report, STARTED, time.monotonic())
-    try:
-        pid = _start(path, argv, program.variables, (nothing, out, err))
-    except (OSError, ValueError) as error:
-        os.write(err, _why_not_started(program, path, error))
-        tell(report, ENDED, NOT_EXECUTABLE << 8, time.monotonic())
-        pid = -1
-    os.close(out)
-    os.close(err)
-    reap(pid, report)
-
-
 def mount_proc() -> int:
     """Mount the snippet's own /proc; return the fd of the one that it covers.
 
@@ -140,63 +120,6 @@ def mount_proc() -> int:
     flags = kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
     kernel.mount("proc", "/proc", "proc", flags)
     return outer
-
-
-def reap(pid: int, report: int) -> NoReturn:
-    """Wait for every process, for ever; report the end of `pid`."""
-    while True:
-        try:
-            ended, status = os.waitpid(-1, 0)
-        except ChildProcessError:
-            signal.pause()
-            continue
-        if ended == pid:
-            tell(report, ENDED, status, time.monotonic())
-
-
-def _start(
-    path: str, argv: list[str | bytes], variables: dict[str, str], streams: tuple[int, int, int]
-) -> int:
-    """Start the program in a session of its own; OSError or ValueError if it can't be."""
-    try:
-        return kernel.spawn(path, argv, variables, streams)
-    except NotImplementedError:
-        pass
-    told, tell = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            kernel.default_signals()
-            os.setsid()
-            for target, fd in enumerate(streams):
-                os.dup2(fd, target)
-            os.execve(path, argv, variables)
-        except OSError as error:
-            os.write(tell, b"%d" % (error.errno or errno.EIO))
-        finally:
-            os._exit(NOT_EXECUTABLE)
-    os.close(tell)
-    number = os.read(told, 16)  # nothing once the program runs: its exec has closed `tell`
-    os.close(told)
-    if number:
-        raise OSError(int(number), os.strerror(int(number)))
-    return pid
-
-
-def _program(
-    world: World, program: Program, limits: dict[str, Any], out: int, err: int, report: int
-) -> NoReturn:
-    """Fresh level: this process becomes the snippet."""
-    prepare_folder(program)
-    settle(program, out, err)
-    path, argv = program.command()
-    confine(world, limits, None)
-    tell(report, STARTED, time.monotonic())
-    try:
-        os.execve(path, argv, program.variables)
-    except (OSError, ValueError) as error:
-        os.write(2, _why_not_started(program, path, error))
-    os._exit(NOT_EXECUTABLE)
 
 
 def settle(program: Program, out: int, err: int) -> None:
@@ -231,12 +154,11 @@ def confine(
     outer_proc: int | None,
     signals: bool = True,
     beside: int = 0,
-    keep: int | None = None,
 ) -> None:
     """Take on the snippet's limits and give up every right, for all that is executed from here on.
 
-    `signals` says whether their actions are set back. `beside` processes of ours are counted with
-    the snippet's. `keep` is a capability that stays permitted.
+    `signals` says whether what the agent ignores is set back. `beside` processes are ours, and
+    counted with the snippet's.
     """
     if world.nested:
         kernel.unshare(kernel.CLONE_NEWUSER)
@@ -246,8 +168,9 @@ def confine(
         be_first_to_go()
     _set_rlimits(world, limits, beside)
     if signals:
-        kernel.default_signals()
-    kernel.drop_capabilities(bounding=world.nested, keep=keep)
+        for number in IGNORED:
+            signal.signal(number, signal.SIG_DFL)
+    kernel.drop_capabilities(bounding=world.nested)
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     if world.filter:
         kernel.install_filter(world.filter)

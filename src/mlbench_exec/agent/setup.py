@@ -10,7 +10,7 @@ import resource
 import stat
 import struct
 
-from mlbench_exec.agent import base, frames, kernel, snippet, surroundings
+from mlbench_exec.agent import base, frames, kernel, pid1, snippet, surroundings
 from mlbench_exec.agent.environment import ACTIVATION_LIMITS, SYSTEM_PATH
 from mlbench_exec.agent.kernel import signal
 from mlbench_exec.agent.program import NAMESPACES, Program, Unusable, map_user
@@ -92,6 +92,7 @@ def _enter_namespaces(world: World, spec: dict[str, Any]) -> None:
     world.own_pids = {1}
     world.own_pid_ns = os.open("/proc/self/ns/pid", os.O_RDONLY)
     world.home = surroundings.namespaces()
+    world.forker = pid1.Forker()
 
 
 def _become_pid_1() -> None:

@@ -6,6 +6,8 @@ Nested level, as processes:
     └─ init            pid 1 of the snippet's own namespaces; reaps; its death kills all the rest
        └─ program      in the same namespaces, without capabilities; python or bash
 
+Where it is warm, a warm interpreter stands between the agent and the init.
+
 Fresh level: the agent is pid 1 of a container that serves this one snippet; there is no init.
 """
 
@@ -17,12 +19,12 @@ import resource
 import select
 import time
 
-from mlbench_exec.agent import frames, kernel, surroundings, view
+from mlbench_exec.agent import frames, kernel, pid1, surroundings, view
 from mlbench_exec.agent.drain import Drain
 from mlbench_exec.agent.interpreter import Interpreter
 from mlbench_exec.agent.kernel import signal
 from mlbench_exec.agent.meter import Meter
-from mlbench_exec.agent.program import ENDED, FAILED, STARTED, UNUSABLE, Program, Unusable
+from mlbench_exec.agent.program import FAILED, STARTED, UNUSABLE, Program, Unusable, become
 from mlbench_exec.agent.world import World
 
 TYPE_CHECKING = False  # typing takes longer to import than most of what is imported here
@@ -144,10 +146,12 @@ class _Running:
         out, err, report = os.pipe(), os.pipe(), os.pipe()
         ends = (out[1], err[1], report[1])
         try:
-            if interpreter is None:
-                self.pid = surroundings.fork(world, program, limits, *ends)
+            if interpreter is not None:
+                self.pid, self.disk_fd = interpreter.fork(world, program, limits, ends)
+            elif world.nested:
+                self.pid, self.disk_fd = surroundings.fork(world, program, limits, *ends)
             else:
-                self.pid = interpreter.fork(world, program, limits, ends)
+                self.pid = os.fork() or become(world, program, limits, *ends)
         except BaseException:
             for pipe in (out, err, report):
                 os.close(pipe[0])
@@ -225,18 +229,17 @@ class _Running:
                 self.failure = "lost"  # init died: killed for memory, or by a fault
             return
         self._report += chunk
-        while b"\n" in self._report:
+        while b"\n" in self._report and not self.has_started:
             line, self._report = self._report.split(b"\n", 1)
             word, _, said = line.decode("utf-8", "replace").partition(" ")
             if word == STARTED:
                 self.has_started, self.started = True, float(said)
                 self.meter.begin(self.started)
                 self._next_sample = self.started + FIRST_TICK_S
-            elif word == ENDED:
-                status, ended = said.split()
-                self.status, self.ended = int(status), float(ended)
             else:
                 self.failure = {word: said}
+        if len(self._report) == pid1.STATUS.size:
+            (self.status,), self.ended = pid1.STATUS.unpack(self._report), time.monotonic()
 
     def _counted(self, now: float) -> float:
         stalled = self.meter.stalled_s if self._is_fair else 0.0
@@ -388,8 +391,7 @@ class _Running:
         if not self.has_started:
             return 0
         try:
-            root = "/proc/%d/root" % self.pid if self.world.nested else ""
-            status = os.statvfs(root + "/tmp")
+            status = os.statvfs(self.disk_fd if self.world.nested else "/tmp")
         except OSError:
             return 0
         self.disk_full = self.disk_full or status.f_bfree == 0 or status.f_ffree == 0
@@ -408,6 +410,7 @@ class _Running:
             else:
                 _, _, usage = os.wait4(self.pid, 0)
                 self.cpu_s, self.max_rss = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+            os.close(self.disk_fd)
         else:
             self._end_fresh()
         for drain in (self.out, self.err):

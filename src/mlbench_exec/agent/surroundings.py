@@ -19,39 +19,48 @@ if TYPE_CHECKING:
 NO_LIMIT_SHM = 8 << 30
 
 
-def make(world: World, one: Program, limits: dict[str, Any]) -> list[int]:
-    """Make a snippet's surroundings; return descriptors of their NAMESPACES, in that order.
+def make(world: World, one: Program, limits: dict[str, Any]) -> tuple[int, list[int]]:
+    """Make a snippet's surroundings.
 
-    Raises `Unusable` where the environment lacks the snippet's folder, and OSError.
+    Return descriptors of a folder on the disk that it writes to, and of their NAMESPACES, in that
+    order. Raises `Unusable` where the environment lacks the snippet's folder, and OSError.
     """
+    disk_fd = -1
     try:
-        _enter(world, one, limits)
-        return namespaces()
+        disk_fd = _enter(world, one, limits)
+        return disk_fd, namespaces()
+    except BaseException:
+        _close(disk_fd)
+        raise
     finally:
         _go_home(world)
 
 
 def fork(
     world: World, one: Program, limits: dict[str, Any], out: int, err: int, report: int
-) -> int:
-    """Fork the snippet's init, or at the fresh level the snippet itself; return its pid.
+) -> tuple[int, int]:
+    """Start a snippet in surroundings of its own.
 
-    Raises as `make` does.
+    Return its init's pid, and a descriptor of a folder on the disk that it writes to. Raises as
+    `make` does.
     """
-    if not world.nested:
-        return os.fork() or program.become(world, one, limits, out, err, report)
-    pid = -1
+    pid = disk_fd = -1
     try:
-        _enter(world, one, limits)
+        disk_fd = _enter(world, one, limits)
         kernel.new_pid_namespace(world.own_pid_ns)
-        pid = os.fork()
+        pid = world.forker.fork(report)
+    except BaseException:
+        _close(disk_fd)
+        raise
     finally:
         if pid:
             _go_home(world)
-        else:
-            for fd in world.home:
-                os.close(fd)  # an init needs no way there
-    return pid or program.become(world, one, limits, out, err, report)
+    return pid or program.become(world, one, limits, out, err, report), disk_fd
+
+
+def _close(fd: int) -> None:
+    if fd >= 0:
+        os.close(fd)
 
 
 def namespaces() -> list[int]:
@@ -59,12 +68,13 @@ def namespaces() -> list[int]:
     return [os.open("/proc/self/ns/" + name, os.O_RDONLY) for name in NAMESPACES]
 
 
-def _enter(world: World, one: Program, limits: dict[str, Any]) -> None:
+def _enter(world: World, one: Program, limits: dict[str, Any]) -> int:
     kernel.unshare(sum(NAMESPACES.values()))
     kernel.sethostname("mlbench")
     shm = limits["memory"] // 2 if limits["memory"] else NO_LIMIT_SHM  # as Linux does
     view.enter(world.base, one.workdir, one.mended, limits["disk"], shm)
     program.prepare_folder(one)
+    return os.open("/tmp", os.O_RDONLY | os.O_DIRECTORY)
 
 
 def _go_home(world: World) -> None:

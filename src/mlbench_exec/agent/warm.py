@@ -17,7 +17,7 @@ import struct
 import sys
 import time
 
-from mlbench_exec.agent import ending, frames, helper, kernel, program
+from mlbench_exec.agent import ending, frames, helper, kernel, pid1, program
 from mlbench_exec.agent.kernel import signal
 from mlbench_exec.agent.program import Program, Unusable
 
@@ -77,6 +77,7 @@ def main(ahead: Any) -> None:
     channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, CHANNEL)
     page = mmap.mmap(PAGE, PAGE_BYTES)
     os.close(PAGE)
+    os.set_inheritable(CHANNEL, False)
     order = frames.read(CHANNEL)
     server = _Server(World(order["world"]), channel, page, ahead, _places())
     for name in order["preload"]:
@@ -104,6 +105,7 @@ class _Server:
         self.channel, self.page, self.ahead = channel, page, ahead
         self.places = places
         self.ending: Any = None
+        self.forker = pid1.Forker()
         self.own_pid_ns = os.open("/proc/self/ns/pid", os.O_RDONLY)
 
     def serve(self) -> None:
@@ -123,33 +125,28 @@ class _Server:
                 frames.write(CHANNEL, {"status": status, "usage": list(usage)})
 
     def _receive(self) -> Any:
-        kind, ancillary, flags, address = self.channel.recvmsg(1, _socket.CMSG_SPACE(4 * 8))
+        kind, ancillary, flags, address = self.channel.recvmsg(
+            1, _socket.CMSG_SPACE(4 * 8), _socket.MSG_CMSG_CLOEXEC
+        )
         if not kind:
             os._exit(0)  # the agent is gone
         data = ancillary[0][2] if ancillary else b""
         return kind, data, flags, address
 
     def _fork(self, fds: list[int]) -> bool:
-        """Fork an init with a program below it; True in the program."""
+        """Fork a program with an init of its own; True in the program."""
+        out, err, report, order, *namespaces = fds
         kernel.new_pid_namespace(self.own_pid_ns)
-        pid = os.fork()
+        pid = self.forker.fork(report)
         if pid:
             frames.write(CHANNEL, {"pid": pid})
             return False
-        out, err, report, order, *namespaces = fds
         with _telling(report):
             self.channel.detach()
             os.close(CHANNEL)
             for fd, kind in zip(namespaces, program.NAMESPACES.values()):
                 kernel.setns(fd, kind)
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # of its own snippet's doing, say
             program.be_first_to_go()
-            # What a process writes to is copied, so the init does no more.
-            child = os.fork()
-            if child:
-                for fd in (out, err, order, *namespaces):
-                    os.close(fd)
-                program.reap(child, report)
             request = frames.read(order)
             os.close(order)
             one = Program(**request["program"])
@@ -160,7 +157,6 @@ class _Server:
                 helper.become(called, self._become)
                 self._begin(_text_of(called.arguments[0]))
                 return True
-            signal.signal(signal.SIGINT, signal.default_int_handler)
             program.settle(one, out, err)
             name = one.command()[1][0]
             self._become(str(name), program.SCRIPT, [], one.variables)
