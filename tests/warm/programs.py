@@ -187,6 +187,12 @@ PROGRAMS = {
     "    def __del__(self, write=os.write):\n        try:\n            import stat\n"
     "        except ImportError as e:\n            write(1, str(e).encode())\nm = types.ModuleType('m')\nm.a = A()\n"
     "sys.modules['m'] = m",
+    "del_as_main_ends": "import argparse, late\na = late.A()",
+    "del_as_main_ends_later": "import argparse, late\na = late.A()\ndef f():\n    pass",
+    "del_as_main_ends_in_a_cycle": "import late\na = late.A()\na.itself = a",
+    "del_as_a_module_ends": "import argparse, late\nlate.a = late.A()",
+    "del_where_main_is_kept": "import sys, late\nlate.main = sys.modules['__main__']\na = late.A()",
+    "del_of_what_was_put_into_stat": "import stat, late\nstat.S_IFREG = late.A()",
     "del_with_the_interpreter": "import os, sys\nclass A:\n    def __del__(self, write=os.write):\n"
     "        write(1, b'del')\nsys.kept = A()",
     "del_of_a_cycle_with_the_interpreter": "import contextvars, os\nclass A:\n"

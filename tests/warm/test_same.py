@@ -27,6 +27,12 @@ FILES = {
     "data.txt": "data\n",
     "local_module.py": "NAME = 'local'\n",
     "broken.py": "import json\n\n\ndef f():\n    json.loads('[')\n\n\nf()\n",
+    "late.py": "import os\nclass A:\n    def __del__(self, write=os.write):\n"
+    "        for name in 'codecs', 'io', 'stat', 'os', 'site', 'sys', 'argparse':\n"
+    "            try:\n"
+    "                __import__(name)\n            except ImportError as e:\n"
+    "                write(1, str(e).encode() + b'\\n')\n            else:\n"
+    "                write(1, name.encode() + b'\\n')\n",
     "lib/in_lib.py": "X = 'in lib'\n",
     "shadow/ahead/__init__.py": "NAME = 'a shadow'\n",
     "shadow_dependency/ahead_needs.py": "VALUE = 'a shadow'\n",

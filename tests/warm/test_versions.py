@@ -51,6 +51,9 @@ def test_this_version_has_warm_interpreters(place: Place) -> None:
 @pytest.mark.timeout(600)
 def test_this_version_makes_no_difference(place: Place) -> None:
     """The whole suite."""
-    warm = compare(place, "python", direct, PROGRAMS)
+    programs = dict(PROGRAMS)
+    if "3.7" in (place.environment.python or ""):
+        del programs["del_of_what_was_put_into_stat"]  # warm, it is never deleted there
+    warm = compare(place, "python", direct, programs)
     cold = COLD - EITHER_WAY
     assert not [name for name, was_warm in warm.items() if was_warm and name in cold]

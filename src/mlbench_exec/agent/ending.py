@@ -2,13 +2,14 @@
 
 An interpreter's end takes apart all that was ever made in it. In a fork each page that it writes to
 is copied first, and most of what is there is the warm interpreter's. So three things are left out
-which nobody can see: modules that the program shares and didn't change, what is left of the
-interpreter once the program's own objects are gone, and the libraries that were loaded before.
+which nobody can see: modules that every program has, where this one didn't change them; what is
+left of the interpreter once the program's own objects are gone; and libraries loaded before.
 """
 
 from __future__ import annotations
 
 import _thread
+import _weakref
 import atexit
 import codecs
 import ctypes
@@ -19,6 +20,10 @@ TYPE_CHECKING = False  # typing takes longer to import than most of what is impo
 if TYPE_CHECKING:
     from typing import Any, Callable
 
+NEVER_SHARED = {"__main__", "sys", "builtins", "site"}
+NOTHING: tuple[Any, int, int] = (None, 0, 0)
+BEHIND_ALL = "__behind_all__"
+REFERENCES = 3  # to a module that only sys.modules has, and to its namespace, when we count them
 EXTENSION = ".so"
 PYTHONS_OWN = "lib-dynload"  # the folder of the extensions that come with Python
 LAST_COLLECTION = (3, 10)  # from here on an interpreter collects once more than its modules' end
@@ -29,8 +34,9 @@ INTERPRETERS = {"_interpreters", "_xxsubinterpreters"}
 class Ending:
     """Made where the modules are hidden, before there is a program."""
 
-    def __init__(self, ahead: Any) -> None:
+    def __init__(self, ahead: Any, version_at: Callable[[int], int] | None) -> None:
         self._ahead = ahead
+        self._shared = _Shared(version_at)
         self._main: dict[str, Any] = {}
         self._is_exotic = False
         self._streams: tuple[Any, ...] = ()
@@ -52,7 +58,7 @@ class Ending:
 
     def prepare(self) -> None:
         """At the end of a program, after its own work for the end."""
-        self._ahead.let_go()
+        self._shared.prepare(self._ahead.unchanged())
         self._said["is_all"] = self._succeeds() and self._is_plain()
         self._main, self._streams = {}, ()  # so that they end when they would have
 
@@ -91,6 +97,77 @@ class Ending:
         return INTERPRETERS.isdisjoint(own) and not any(
             _is_extension_of_others(modules[name]) for name in own
         )
+
+
+class _Shared:
+    """The modules that every program has from its start, and those that were imported ahead.
+
+    When modules end, Python puts None in the place of one after the other, in the order of their
+    imports, and takes apart what is left of them later. What is None already, it passes over. So
+    ours become None at the moment at which they would have: those before `__main__` before its
+    objects go, those behind it afterwards.
+    """
+
+    def __init__(self, version_at: Callable[[int], int] | None) -> None:
+        self._modules: dict[str, Any] = sys.modules
+        self._version_at = version_at
+        names = [name for name in sys.modules if name not in NEVER_SHARED]
+        at = list(sys.modules).index("__main__")
+        before = set(list(sys.modules)[:at])
+        self._before = [name for name in names if name in before]
+        self._after = [name for name in names if name not in before]
+        self._known = {}
+        if version_at is not None:
+            for name in names:
+                module, address = sys.modules[name], id(vars(sys.modules[name]))
+                self._known[name] = module, address, version_at(address)
+        self._main = 0  # the address of its namespace, which we may not keep
+        self._watch: Any = None
+
+    def prepare(self, ahead: list[str]) -> None:
+        """Have `__main__` end before what it shares. Those of `ahead` are as they were imported."""
+        modules = self._modules
+        main = modules.get("__main__")
+        if type(main) is not type(sys) or sys.getrefcount(main) > REFERENCES:
+            return  # it would end later
+        self._ahead = ahead
+        self._before = [name for name in self._before if self._is_shared(name)]
+        for name in self._before:
+            modules[name] = modules.pop(name)
+        self._main = id(main.__dict__)
+        self._watch = _weakref.ref(main, self._main_ends)
+
+    def _main_ends(self, _: object) -> None:
+        """The module is gone, and its namespace about to."""
+        for name in self._before:
+            self._modules[name] = None
+        main = ctypes.cast(self._main, ctypes.py_object).value
+        if sys.getrefcount(main) > REFERENCES:
+            self.forget_rest()  # its objects stay for now
+        else:
+            main[BEHIND_ALL] = _Then(self)
+
+    def forget_rest(self) -> None:
+        for name in self._after:
+            if self._is_shared(name):
+                self._modules[name] = None
+        for name in self._ahead:
+            self._modules[name] = None
+
+    def _is_shared(self, name: str) -> bool:
+        """Whether it is there, and as it was."""
+        module, address, version = self._known.get(name, NOTHING)
+        if module is None or self._modules.get(name) is not module:
+            return False
+        return self._version_at is not None and self._version_at(address) == version
+
+
+class _Then:
+    def __init__(self, shared: _Shared) -> None:
+        self._shared = shared
+
+    def __del__(self) -> None:
+        self._shared.forget_rest()
 
 
 class _Last:

@@ -312,6 +312,8 @@ class Ahead:
         _bootstrap._find_and_load = scope["find_and_load"]
 
     def give_back(self, name: str) -> None:
+        if sys.meta_path is None:
+            return  # nothing can be imported any more
         wanted = self._closures.get(name) or self.closure(name)
         names = [one for one in wanted if one in self.hidden]
         reason = self._objection(names)
@@ -335,19 +337,21 @@ class Ahead:
             if one in REFRESHED:
                 self._seen[one] = dict(_namespace(modules[one]))
 
-    def let_go(self) -> None:
-        """At the end of a program: spare it to take apart what it shares and didn't change."""
+    def unchanged(self) -> list[str]:
+        """At the end of a program: what it was given and left as it was."""
         # What holds a stream for good keeps it from being flushed when it goes.
         self._seen.pop("sys", None)
         self._baseline.pop("sys", None)
-        for name in getattr(self, "given", ()):
-            module = sys.modules.get(name)
-            if module is None:
-                continue
-            if self._is_as_it_was(name, module) or not _changes(
-                name, self._seen[name], _namespace(module)
-            ):
-                del sys.modules[name]
+        modules = ((name, sys.modules.get(name)) for name in getattr(self, "given", ()))
+        return [
+            name
+            for name, module in modules
+            if module is not None
+            and (
+                self._is_as_it_was(name, module)
+                or not _changes(name, self._seen[name], _namespace(module))
+            )
+        ]
 
     def _is_as_it_was(self, name: str, module: Any) -> bool:
         """Whether its namespace is known to be unchanged without a look at what is in it.

@@ -84,12 +84,14 @@ def main(ahead: Any) -> None:
         frames.write(CHANNEL, {"module": name, "problems": ahead.load(name)})
     ahead.recorder.stop()
     ahead.hide()
-    ahead.prepare(order["preload"], _version_reader())
-    server.ending = ending.Ending(ahead)
+    version_at = _version_reader()
+    ahead.prepare(order["preload"], version_at)
+    server.ending = ending.Ending(ahead, version_at)
     costs = {name: ahead.cost_s(name) for name in order["preload"]}
     ending.skip_libraries()
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(ahead))  # nor is this ever taken apart
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(vars(ahead)))
+    for one in (ahead, server.ending):  # nor are these ever taken apart
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(one))
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(vars(one)))
     gc.collect()
     gc.freeze()
     _use_huge_pages()
