@@ -20,6 +20,10 @@ IDENTITY = """
 import ctypes, os, threading
 libc = ctypes.CDLL(None)
 print(os.getpid(), os.getppid(), libc.gettid(), threading.get_native_id())
+def runs_on(cpu):
+    os.sched_setaffinity(0, [cpu])
+    return libc.sched_getcpu() == cpu
+print(all(runs_on(cpu) for cpu in os.sched_getaffinity(0)))
 thread = threading.Thread(target=lambda: print(threading.get_native_id() > 2))
 thread.start()
 thread.join()
@@ -33,8 +37,12 @@ for _ in range(3):
             os._exit(5)
         os._exit(0)
     os.wait()
-time.sleep(0.3)
-print(sorted(name for name in os.listdir("/proc") if name.isdigit()))
+for _ in range(500):
+    left = sorted(name for name in os.listdir("/proc") if name.isdigit())
+    if len(left) == 2:
+        break
+    time.sleep(0.02)
+print(left)
 """
 ENDS = {
     "pass": (0, None),
@@ -105,7 +113,7 @@ async def test_a_snippet_and_its_init_are_the_same_however_they_were_forked(
             seen = await run(place, code)
             assert (seen.exit_code, seen.signal, seen.warm) == (*end, warm), (code, seen)
         seen = await run(place, IDENTITY)
-        assert seen.stdout.split() == ["2", "1", "2", "2", "True"], seen
+        assert seen.stdout.split() == ["2", "1", "2", "2", "True", "True"], seen
         seen = await run(place, ORPHANS)
         assert seen.stdout == "['1', '2']\n", seen
         commands = await run(place, "print(open('/proc/1/comm').read())")

@@ -208,6 +208,8 @@ PROGRAMS = {
     "gc.callbacks.append(lambda phase, info, write=os.write: write(1, phase.encode()))",
     "exit_without_file": "import sys\ndel __file__\nsys.exit(3)",
     "exit_without_globals": "import sys\n(lambda g, leave: (g.clear(), leave(3)))(globals(), sys.exit)",
+    "atexit_cleared": "import atexit\nf = open('left.txt', 'w')\nf.write('x')\natexit._clear()",
+    "stdout_deleted": "import sys\nprint('x')\ndel sys.stdout",
     "exit_at_exit": "import atexit, sys\natexit.register(sys.exit, 3)",
     "error_without_a_trace": "import sys\ndef hook(*error):\n    print('hook')\nsys.excepthook = hook\n1 / 0",
     "stdout_full": "import sys\nsys.stdout = open('/dev/full', 'w')\nprint('lost')",

@@ -23,6 +23,7 @@ def test_a_program_that_ends_before_its_front_hears_of_its_start_keeps_its_statu
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(path)
         listening.listen()
+        listening.settimeout(20)
         command = [sys.executable, "-IS", str(script), str(program)]
         with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
             client, _ = listening.accept()

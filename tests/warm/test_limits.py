@@ -203,6 +203,29 @@ print(sorted(int(p) for p in os.listdir('/proc') if p.isdigit()))
             assert (after.stdout, after.warm) == ("ahead\n", True)
 
 
+async def test_a_program_shares_no_memory_but_the_page_of_its_account(tmp_path: Path) -> None:
+    """What else it shared with its interpreter it could write to, the code of a fork above all."""
+    shared = """
+for line in open("/proc/self/maps"):
+    mode, *path = line.split()[1:2] + line.split()[5:]
+    if mode.endswith("s") and (not path or path[-1] == "(deleted)"):  # no file of the system's
+        print("its account" if "memfd:mlbench" in line else line)
+"""
+    async with sandbox(tmp_path, modules(tmp_path, ahead="NAME = 'ahead'")) as place:
+        seen = await run(place, shared)
+        assert (seen.stdout, seen.warm) == ("its account\n", True), seen
+
+
+@pytest.mark.skipif(not has_fronts(sys.executable), reason="a snippet doesn't see this Python")
+async def test_a_script_that_cannot_be_read_fails_as_it_does_cold(tmp_path: Path) -> None:
+    """Python ends by itself then, without an exception."""
+    code = "echo 'print(1)' > s.py; chmod 000 s.py; python s.py 2> /dev/null; echo $?"
+    async with sandbox(tmp_path, modules(tmp_path, ahead="NAME = 'ahead'")) as place:
+        await run(place, "python -c pass; echo 1", language="bash")
+        seen = await run(place, code, language="bash")
+        assert (seen.stdout, seen.warm) == ("2\n", True), seen
+
+
 async def test_no_snippet_finds_another_in_its_memory(tmp_path: Path) -> None:
     """The interpreter that they are forked from never read their texts."""
     async with sandbox(tmp_path, modules(tmp_path, ahead="NAME = 'ahead'")) as place:

@@ -10,11 +10,17 @@ from warm.test_same import opened
 
 PYTHON = os.environ.get("MLBENCH_EAP_PYTHON")
 LOOK = """
-import random, numpy, torch
+import os, random, numpy, torch
 kind, key, position, *gauss = numpy.random.get_state()
 print(kind, len(key), position, gauss, torch.get_rng_state().shape)
 numpy.random.seed(7), torch.manual_seed(7), random.seed(7)
 print(numpy.random.rand(3), numpy.random.randn(2), torch.rand(3), torch.randn(2), random.random())
+square = numpy.ones((600, 600))
+print((square @ square).sum())  # with a library's threads, which no fork has
+if os.fork() == 0:
+    print((square @ square).sum(), flush=True)
+    os._exit(0)
+os.wait()
 print(numpy.random.default_rng(7).random(), torch.initial_seed(), torch.randperm(5))
 """
 DRAW = """

@@ -1,9 +1,10 @@
 """Inside a warm interpreter: how a program's Python ends sooner, to the same effect.
 
 An interpreter's end takes apart all that was ever made in it. In a fork each page that it writes to
-is copied first, and most of what is there is the warm interpreter's. So three things are left out
-which nobody can see: modules that every program has, where this one didn't change them; what is
-left of the interpreter once the program's own objects are gone; and libraries loaded before.
+is copied first, and most of what is there is the warm interpreter's. So three things are left out:
+modules that every program has, where this one didn't change them; what is left of the interpreter
+once the program's own objects are gone; and libraries loaded before. docs/warm.md says what of that
+could be seen.
 """
 
 from __future__ import annotations
@@ -37,11 +38,12 @@ class Ending:
     def __init__(self, ahead: Any, version_at: Callable[[int], int] | None) -> None:
         self._ahead = ahead
         self._shared = _Shared(version_at)
-        self._main: dict[str, Any] = {}
+        self._main: Any = None  # a weak reference: it is to end when it would have
+        self._loader: Any = None
         self._is_exotic = False
-        self._streams: tuple[Any, ...] = ()
+        self._streams: tuple[int, ...] = ()
         self._known = frozenset(sys.modules) | frozenset(ahead.hidden)
-        self._foreign = frozenset(
+        self.foreign = frozenset(
             name for name, module in ahead.hidden.items() if _is_extension_of_others(module)
         )
         self._said = {"is_all": False}  # to one that nothing else may hold
@@ -50,34 +52,42 @@ class Ending:
             _Last(self._said, ctypes.PyDLL(None).exit)
         )  # taken apart when the program's objects are gone
 
-    def begin(self, code: bytes) -> None:
-        """A program begins in this fork; `code` is its text."""
-        self._main = sys.modules["__main__"].__dict__
-        self._streams = sys.stdout, sys.stderr
-        self._is_exotic = b"__file__" in code and (b"del" in code or b"pop" in code)
+    def begin(self, code: bytes | None) -> None:
+        """A program begins in this fork; `code` is its text, if it can be read."""
+        main = sys.modules["__main__"]
+        self._main, self._loader = _weakref.ref(main), vars(main).get("__loader__")
+        self._streams = id(sys.stdout), id(sys.stderr)
+        self._is_exotic = code is None or (
+            b"__file__" in code and (b"del" in code or b"pop" in code)
+        )
 
     def prepare(self) -> None:
         """At the end of a program, after its own work for the end."""
         self._shared.prepare(self._ahead.unchanged())
         self._said["is_all"] = self._succeeds() and self._is_plain()
-        self._main, self._streams = {}, ()  # so that they end when they would have
 
     def _succeeds(self) -> bool:
         """Whether the exit status is known to be 0.
 
-        A script that came to its end, or raised, has no `__file__` any more; one that was left by
-        SystemExit has. One that raised leaves the exception in `sys`.
+        A script that was run has another `__loader__`. If it came to its end, or raised, it has no
+        `__file__` any more; one that was left by SystemExit has. One that raised leaves what it
+        raised in `sys`.
         """
-        if "__file__" in self._main or "__loader__" not in self._main or self._is_exotic:
+        module = self._main() if self._main is not None else None
+        main = vars(module) if module is not None else {}
+        if self._is_exotic or "__file__" in main:
             return False
-        return not hasattr(sys, "last_type") and self._flushes()
+        if main.get("__loader__") in (None, self._loader) or hasattr(sys, "last_type"):
+            return False
+        return self._flushes()
 
     def _flushes(self) -> bool:
         """What can't be written makes the status another."""
-        if (sys.stdout, sys.stderr) != self._streams:
+        streams = getattr(sys, "stdout", None), getattr(sys, "stderr", None)
+        if tuple(id(stream) for stream in streams) != self._streams:
             return False  # to flush one of its own could be seen
         try:
-            for stream in self._streams:
+            for stream in streams:
                 if stream is not None and not stream.closed:
                     stream.flush()
         except (OSError, ValueError):
@@ -91,7 +101,7 @@ class Ending:
         if sys.gettrace() is not None or sys.getprofile() is not None:
             return False
         modules = sys.modules
-        if not self._foreign.isdisjoint(self._ahead.given):
+        if not self.foreign.isdisjoint(self._ahead.given):
             return False
         own = [name for name in list(modules) if name not in self._known]
         return INTERPRETERS.isdisjoint(own) and not any(

@@ -61,6 +61,8 @@ SYS_OPEN_TREE = 428
 SYS_MOVE_MOUNT = 429
 SYS_PIDFD_OPEN = 434
 SYS_MOUNT_SETATTR = 442
+SYS_SET_ROBUST_LIST, SYS_GET_ROBUST_LIST, SYS_RSEQ = 273, 274, 334  # on x86_64
+RSEQ_SIGNATURE = 0x53053053
 _BY_MACHINE = {
     "x86_64": {
         "pivot_root": 155,
@@ -170,10 +172,50 @@ def prctl(option: int, argument: int = 0, argument3: int = 0) -> int:
 
 
 def tid_address() -> int:
-    """Where the C library keeps this thread's id, which a fork has to change; 0 if nobody says."""
-    address = ctypes.c_void_p()
-    result = _libc.prctl(ctypes.c_int(PR_GET_TID_ADDRESS), ctypes.byref(address), 0, 0, 0)
-    return address.value or 0 if result == 0 else 0
+    """Where the C library keeps the main thread's id, which a fork has to change; 0 if unknown.
+
+    Some have the kernel write to another place than that when a thread ends.
+    """
+    place = ctypes.c_void_p()
+    result = _libc.prctl(ctypes.c_int(PR_GET_TID_ADDRESS), ctypes.byref(place), 0, 0, 0)
+    if result != 0 or not place.value:
+        return 0
+    return place.value if ctypes.c_int.from_address(place.value).value == os.getpid() else 0
+
+
+def is_new_glibc() -> bool:
+    """Whether this is the GNU C library, of a version that asks the kernel for process ids."""
+    try:
+        version = _libc.gnu_get_libc_version
+    except AttributeError:
+        return False
+    version.restype = ctypes.c_char_p
+    major, minor = version().split(b".")[:2]
+    return (int(major), int(minor)) >= (2, 25)
+
+
+class Registered:
+    """What the C library has registered for its thread, and a clone loses; for x86_64."""
+
+    def __init__(self) -> None:
+        self._robust, self._robust_size = ctypes.c_void_p(), ctypes.c_size_t()
+        references = ctypes.byref(self._robust), ctypes.byref(self._robust_size)
+        _libc.syscall(SYS_GET_ROBUST_LIST, 0, *references)
+        self._rseq = 0
+        try:
+            is_used = ctypes.c_uint.in_dll(_libc, "__rseq_size").value
+            offset = ctypes.c_ssize_t.in_dll(_libc, "__rseq_offset").value
+        except ValueError:
+            return  # glibc before 2.35
+        if is_used:
+            _libc.pthread_self.restype = ctypes.c_void_p  # where the thread pointer points to
+            self._rseq = _libc.pthread_self() + offset
+
+    def register(self) -> None:
+        """Register it again in a clone. What fails then is what the C library does without."""
+        _libc.syscall(SYS_SET_ROBUST_LIST, self._robust, self._robust_size)
+        if self._rseq:
+            _libc.syscall(SYS_RSEQ, ctypes.c_void_p(self._rseq), 32, 0, RSEQ_SIGNATURE)
 
 
 def make_executable(address: int, size: int) -> None:

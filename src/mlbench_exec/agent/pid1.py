@@ -12,6 +12,7 @@ import ctypes
 import mmap
 import os
 import struct
+import time
 
 from mlbench_exec.agent import kernel
 from mlbench_exec.agent.kernel import signal
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 PATH = "/.mlbench/init"  # where a sandbox's root has the program
 SNIPPET = 2  # the pid of what is forked, in its namespace
-STATUS = struct.Struct("=i")  # what an init tells, as waitpid gives it
+STATUS = struct.Struct("=i4xqq")  # what an init tells: as waitpid gives it; seconds, nanoseconds
+LAST_CHARACTER = 255  # an init is told its descriptor as one
 
 # long fork_below(path, argv, envp, tid), for x86_64.
 FORK_BELOW = bytes.fromhex(
@@ -46,33 +48,41 @@ FORK_BELOW = bytes.fromhex(
 # The program of an init, for x86_64. Its argument is one character: the descriptor to write to.
 INIT = bytes.fromhex(
     "488b442408 0fb618"  # ebx = argv[0][0]
-    "488d7424f0"  # rsi = a place for a status
-    "83cfff 31d2 4531d2 b83d000000 0f05"  # again: wait4(-1, rsi, 0, NULL)
-    "85c0 7815"  # nobody is left: rest
-    "83f802 75e8"  # not pid 2: again
-    "89df ba04000000 b801000000 0f05"  # write(ebx, rsi, 4)
-    "ebd8"  # again
-    "b822000000 0f05 ebcf"  # rest: pause, again
+    "83cfff 488d7424e0 31d2 4531d2 b83d000000 0f05"  # again: wait4(-1, place, 0, NULL)
+    "85c0 782b"  # nobody is left: rest
+    "83f802 75e3"  # not pid 2: again
+    "bf01000000 488d7424e8 b8e4000000 0f05"  # clock_gettime(CLOCK_MONOTONIC, place + 8)
+    "89df 488d7424e0 ba18000000 b801000000 0f05"  # write(ebx, place, 24)
+    "ebbd"  # again
+    "b822000000 0f05 ebb4"  # rest: pause, again
 )
 ADDRESS = 0x400000  # of the program in memory
 ELF_HEADERS_BYTES = 64 + 56
 
 
 class Forker:
-    """Forks so, by machine code where that works, and by two forks elsewhere."""
+    """Forks so: by machine code where that is known to work, and by two forks elsewhere.
 
-    def __init__(self) -> None:
+    With `is_plain` false it is by two: libraries in C may have asked to be told of a fork, to stop
+    their threads, say, and only the C library's own fork tells them.
+    """
+
+    def __init__(self, is_plain: bool = True) -> None:
         self._fork_in_c: Any = None
         self._tid = kernel.tid_address()
-        if kernel.machine() != "x86_64" or not self._tid or not os.path.exists(PATH):
+        if not is_plain or kernel.machine() != "x86_64" or not os.path.exists(PATH):
             return
-        self._memory = mmap.mmap(-1, mmap.PAGESIZE)
-        self._memory[: len(FORK_BELOW)] = FORK_BELOW
-        address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        if not self._tid or not kernel.is_new_glibc():
+            return
+        memory = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory[: len(FORK_BELOW)] = FORK_BELOW
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         try:
             kernel.make_executable(address, mmap.PAGESIZE)
         except OSError:
             return  # not allowed here
+        self._memory = memory
+        self._threads = kernel.Registered()
         pointers = [ctypes.c_void_p] * 4
         self._fork_in_c = ctypes.PYFUNCTYPE(ctypes.c_long, *pointers)(address)
 
@@ -81,7 +91,15 @@ class Forker:
 
         Return the init's pid, and in the snippet 0. `report` is where the init tells.
         """
-        return self._fork_twice(report) if self._fork_in_c is None else self._fork_below(report)
+        # The init has our handlers until it has become its program, and that one is Python's.
+        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            is_short = report <= LAST_CHARACTER
+            if self._fork_in_c is None or not is_short:
+                return _fork_twice(report)
+            return self._fork_below(report)
+        finally:
+            signal.signal(signal.SIGINT, previous)
 
     def _fork_below(self, report: int) -> int:
         words = (ctypes.c_char_p * 2)(bytes([report]))
@@ -92,6 +110,7 @@ class Forker:
         python.PyOS_BeforeFork()
         pid: int = self._fork_in_c(path, words, nothing, self._tid)
         if pid == 0:
+            self._threads.register()
             python.PyOS_AfterFork_Child()
         else:
             python.PyOS_AfterFork_Parent()
@@ -100,28 +119,34 @@ class Forker:
             raise kernel.Refused(-pid, "clone")
         return pid
 
-    def _fork_twice(self, report: int) -> int:
+
+def _fork_twice(report: int) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
         pid = os.fork()
-        if pid:
-            return pid
-        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)  # of its own snippet's doing, say
-        pid = os.fork()
-        if pid:
-            _reap(report)
-        signal.signal(signal.SIGINT, previous)
-        return 0
+    except BaseException:  # noqa: BLE001 - this is no second agent
+        os._exit(127)
+    if pid:
+        _reap(report)
+    return 0
 
 
 def _reap(report: int) -> NoReturn:
     """Do in Python what the program does."""
-    while True:
-        try:
-            pid, status = os.waitpid(-1, 0)
-        except ChildProcessError:
-            signal.pause()
-            continue
-        if pid == SNIPPET:
-            os.write(report, STATUS.pack(status))
+    try:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, 0)
+            except ChildProcessError:
+                signal.pause()
+                continue
+            if pid == SNIPPET:
+                now = time.monotonic()
+                os.write(report, STATUS.pack(status, int(now), int(now % 1 * 1e9)))
+    finally:
+        os._exit(127)
 
 
 def write_program(path: str) -> None:

@@ -229,7 +229,7 @@ class _Running:
                 self.failure = "lost"  # init died: killed for memory, or by a fault
             return
         self._report += chunk
-        while b"\n" in self._report and not self.has_started:
+        while b"\n" in self._report and not self.has_started and self.failure is None:
             line, self._report = self._report.split(b"\n", 1)
             word, _, said = line.decode("utf-8", "replace").partition(" ")
             if word == STARTED:
@@ -239,7 +239,8 @@ class _Running:
             else:
                 self.failure = {word: said}
         if len(self._report) == pid1.STATUS.size:
-            (self.status,), self.ended = pid1.STATUS.unpack(self._report), time.monotonic()
+            self.status, seconds, nanoseconds = pid1.STATUS.unpack(self._report)
+            self.ended = seconds + nanoseconds / 1e9
 
     def _counted(self, now: float) -> float:
         stalled = self.meter.stalled_s if self._is_fair else 0.0

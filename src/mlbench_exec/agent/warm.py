@@ -87,6 +87,7 @@ def main(ahead: Any) -> None:
     version_at = _version_reader()
     ahead.prepare(order["preload"], version_at)
     server.ending = ending.Ending(ahead, version_at)
+    server.forker = pid1.Forker(is_plain=not server.ending.foreign)
     costs = {name: ahead.cost_s(name) for name in order["preload"]}
     ending.skip_libraries()
     for one in (ahead, server.ending):  # nor are these ever taken apart
@@ -107,7 +108,7 @@ class _Server:
         self.channel, self.page, self.ahead = channel, page, ahead
         self.places = places
         self.ending: Any = None
-        self.forker = pid1.Forker()
+        self.forker: Any = None
         self.own_pid_ns = os.open("/proc/self/ns/pid", os.O_RDONLY)
 
     def serve(self) -> None:
@@ -194,7 +195,7 @@ class _Server:
             os.write(2, ("mlbench-exec: bash: %s\n" % error).encode())
         os._exit(program.NOT_EXECUTABLE)
 
-    def _begin(self, code: bytes) -> None:
+    def _begin(self, code: bytes | None) -> None:
         count = STARTS.unpack_from(self.page, STARTS_AT)[0]
         STARTS.pack_into(self.page, STARTS_AT, count + 1)
         self.ahead.begin(self._charge, self._refuse)
@@ -274,13 +275,13 @@ def _version_reader() -> Callable[[int], int] | None:
     return version_at if is_one else None
 
 
-def _text_of(script: str) -> bytes:
-    """What a program is made of; nothing where it can't be read, as Python will say."""
+def _text_of(script: str) -> bytes | None:
+    """What a program is made of; None where it can't be read, as Python will say."""
     try:
         with open(script, "rb") as file:
             return file.read()
     except OSError:
-        return b""
+        return None
 
 
 def _use_huge_pages() -> None:
