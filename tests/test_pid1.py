@@ -78,7 +78,12 @@ def by_two_forks(patch: pytest.MonkeyPatch) -> None:
 @asynccontextmanager
 async def opened(workdir: str, *, warm: bool) -> AsyncIterator[tuple[Sandbox, Environment]]:
     environment = Environment(
-        name="e", github_ids=(1,), repo="e", workdir=workdir, python=sys.executable
+        name="e",
+        github_ids=(1,),
+        repo="e",
+        workdir=workdir,
+        python=sys.executable,
+        preload=("typing",) if warm else (),  # which has classes among its modules
     )
     backend = LocalBackend(limits=LIMITS, preload_bytes=(256 << 20) * warm)
     async with backend:

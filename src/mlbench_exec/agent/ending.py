@@ -43,8 +43,9 @@ class Ending:
         self._is_exotic = False
         self._streams: tuple[int, ...] = ()
         self._known = frozenset(sys.modules) | frozenset(ahead.hidden)
+        modules = dict(ahead.hidden, **sys.modules)  # a .pth file may have imported some, too
         self.foreign = frozenset(
-            name for name, module in ahead.hidden.items() if _is_extension_of_others(module)
+            name for name, module in modules.items() if _is_extension_of_others(module)
         )
         self._said = {"is_all": False}  # to one that nothing else may hold
         atexit.register(self.prepare)  # the first, so that it runs last
@@ -77,7 +78,8 @@ class Ending:
         main = vars(module) if module is not None else {}
         if self._is_exotic or "__file__" in main:
             return False
-        if main.get("__loader__") in (None, self._loader) or hasattr(sys, "last_type"):
+        loader = main.get("__loader__")
+        if loader is None or loader is self._loader or hasattr(sys, "last_type"):
             return False
         return self._flushes()
 
@@ -90,7 +92,7 @@ class Ending:
             for stream in streams:
                 if stream is not None and not stream.closed:
                     stream.flush()
-        except (OSError, ValueError):
+        except Exception:  # noqa: BLE001 - it can be a program's own
             return False
         return True
 
@@ -101,7 +103,7 @@ class Ending:
         if sys.gettrace() is not None or sys.getprofile() is not None:
             return False
         modules = sys.modules
-        if not self.foreign.isdisjoint(self._ahead.given):
+        if any(name in modules for name in self.foreign):
             return False
         own = [name for name in list(modules) if name not in self._known]
         return INTERPRETERS.isdisjoint(own) and not any(
@@ -200,9 +202,11 @@ class _Last:
 def _is_extension_of_others(module: Any) -> bool:
     """Whether it is code in C that may have asked Python to be called at the very end."""
     kind = type(module)
-    if kind is not type(sys) and kind is not type:
+    if issubclass(kind, type):
+        return False  # a class in a module's place, as typing has them
+    if not issubclass(kind, type(sys)):
         return True  # nobody knows, and to ask could be seen
-    path = vars(module).get("__file__")
+    path = object.__getattribute__(module, "__dict__").get("__file__")
     return isinstance(path, str) and path.endswith(EXTENSION) and PYTHONS_OWN not in path
 
 

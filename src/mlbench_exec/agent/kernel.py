@@ -63,6 +63,7 @@ SYS_PIDFD_OPEN = 434
 SYS_MOUNT_SETATTR = 442
 SYS_SET_ROBUST_LIST, SYS_GET_ROBUST_LIST, SYS_RSEQ = 273, 274, 334  # on x86_64
 RSEQ_SIGNATURE = 0x53053053
+RSEQ_CPU_AT, RSEQ_FAILED = 4, -2  # what tells the C library to do without
 _BY_MACHINE = {
     "x86_64": {
         "pivot_root": 155,
@@ -190,8 +191,11 @@ def is_new_glibc() -> bool:
     except AttributeError:
         return False
     version.restype = ctypes.c_char_p
-    major, minor = version().split(b".")[:2]
-    return (int(major), int(minor)) >= (2, 25)
+    try:
+        major, minor = version().split(b".")[:2]
+        return (int(major), int(minor)) >= (2, 25)
+    except ValueError:
+        return False
 
 
 class Registered:
@@ -212,10 +216,12 @@ class Registered:
             self._rseq = _libc.pthread_self() + offset
 
     def register(self) -> None:
-        """Register it again in a clone. What fails then is what the C library does without."""
+        """Register it again in a clone."""
         _libc.syscall(SYS_SET_ROBUST_LIST, self._robust, self._robust_size)
-        if self._rseq:
-            _libc.syscall(SYS_RSEQ, ctypes.c_void_p(self._rseq), 32, 0, RSEQ_SIGNATURE)
+        if self._rseq and _libc.syscall(
+            SYS_RSEQ, ctypes.c_void_p(self._rseq), 32, 0, RSEQ_SIGNATURE
+        ):
+            ctypes.c_int.from_address(self._rseq + RSEQ_CPU_AT).value = RSEQ_FAILED
 
 
 def make_executable(address: int, size: int) -> None:

@@ -3,7 +3,7 @@
 The init waits for every process, tells how the snippet's own one ended, and by its death kills all
 the rest. As a fork it would be a copy of a whole Python for that. So where we know how, the forking
 process lends it its memory (as vfork does) until it has forked the snippet and executed a program
-of twenty instructions. That takes machine code: Python can't return twice from a call.
+of some twenty-five instructions. That takes machine code: Python can't return twice from a call.
 """
 
 from __future__ import annotations
@@ -129,6 +129,8 @@ def _fork_twice(report: int) -> int:
     except BaseException:  # noqa: BLE001 - this is no second agent
         os._exit(127)
     if pid:
+        os.closerange(0, report)
+        os.closerange(report + 1, 256)
         _reap(report)
     return 0
 

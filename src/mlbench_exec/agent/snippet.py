@@ -229,7 +229,7 @@ class _Running:
                 self.failure = "lost"  # init died: killed for memory, or by a fault
             return
         self._report += chunk
-        while b"\n" in self._report and not self.has_started and self.failure is None:
+        while b"\n" in self._report and self._report[:1].isalpha():  # what an init tells never is
             line, self._report = self._report.split(b"\n", 1)
             word, _, said = line.decode("utf-8", "replace").partition(" ")
             if word == STARTED:

@@ -87,7 +87,8 @@ def main(ahead: Any) -> None:
     version_at = _version_reader()
     ahead.prepare(order["preload"], version_at)
     server.ending = ending.Ending(ahead, version_at)
-    server.forker = pid1.Forker(is_plain=not server.ending.foreign)
+    is_plain = not server.ending.foreign and len(os.listdir("/proc/self/task")) == 1
+    server.forker = pid1.Forker(is_plain)
     costs = {name: ahead.cost_s(name) for name in order["preload"]}
     ending.skip_libraries()
     for one in (ahead, server.ending):  # nor are these ever taken apart

@@ -22,7 +22,7 @@ seen["clean"] = (
     and type(sys.modules.get("sqlite3", sys)) is type(sys) and sys.getrecursionlimit() == 1000
     and "sitecustomize" not in sys.modules and "usercustomize" not in sys.modules
 )
-for name, address in (("port", ("127.0.0.1", 45454)), ("abstract", "\0hostile-next")):
+for name, address in (("port", ("127.0.0.1", 15454)), ("abstract", "\0hostile-next")):
     caller = socket.socket(socket.AF_INET if name == "port" else socket.AF_UNIX)
     try: caller.connect(address); seen[name] = "connected"
     except OSError as error: seen[name] = error.errno
