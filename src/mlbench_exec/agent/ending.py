@@ -42,16 +42,15 @@ class Ending:
         self._loader: Any = None
         self._is_exotic = False
         self._streams: tuple[int, ...] = ()
-        self._known = frozenset(sys.modules) | frozenset(ahead.hidden)
         modules = dict(ahead.hidden, **sys.modules)  # a .pth file may have imported some, too
+        self._known = frozenset(modules)
         self.foreign = frozenset(
             name for name, module in modules.items() if _is_extension_of_others(module)
         )
         self._said = {"is_all": False}  # to one that nothing else may hold
         atexit.register(self.prepare)  # the first, so that it runs last
-        codecs.register(
-            _Last(self._said, ctypes.PyDLL(None).exit)
-        )  # taken apart when the program's objects are gone
+        leave = ctypes.PyDLL(None).exit
+        codecs.register(_Last(self._said, leave))  # ends when the program's objects are gone
 
     def begin(self, code: bytes | None) -> None:
         """A program begins in this fork; `code` is its text, if it can be read."""

@@ -278,7 +278,7 @@ class Meter:
         total = 0
         for pid in {*self._own, *self.pids()}:
             text = b"\n" + _read("%s/%d/io" % (self._proc, pid))
-            total += int(text.partition(b"\nwrite_bytes: ")[2].partition(b"\n")[0] or 0)
+            total += _find(text, b"write_bytes:") or 0
         return total
 
     def _threads(self, pid: int) -> Iterator[tuple[Key, int, int, int]]:

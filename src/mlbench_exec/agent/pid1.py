@@ -94,8 +94,7 @@ class Forker:
         # The init has our handlers until it has become its program, and that one is Python's.
         previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            is_short = report <= LAST_CHARACTER
-            if self._fork_in_c is None or not is_short:
+            if self._fork_in_c is None or report > LAST_CHARACTER:
                 return _fork_twice(report)
             return self._fork_below(report)
         finally:
