@@ -267,8 +267,8 @@ async def test_a_closed_input_has_failed() -> None:
 
 
 def instructions(code: CodeType) -> Iterator[tuple[object, ...]]:
-    """What a code does at which lines, and the codes in it."""
-    yield code.co_qualname, code.co_code, code.co_names, list(code.co_lines())
+    """What a code does, and the codes in it."""
+    yield code.co_qualname, code.co_code, code.co_names, code.co_firstlineno
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from instructions(constant)
