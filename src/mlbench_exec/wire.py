@@ -27,6 +27,7 @@ ANY_VERSION = 2  # of marshal's: every Python 3 reads texts, bytes and tuples of
 AGENT_MODULES = (
     "kernel",
     "frames",
+    "steps",
     "program",
     "aspects",
     "preload",

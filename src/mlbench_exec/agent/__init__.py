@@ -2,6 +2,7 @@
 
     kernel       system calls that Python doesn't wrap
     frames       messages to and from the host
+    steps        system calls on a list, for a process that can't run Python
     program      from fork to exec, giving up everything on the way
     aspects      what importing a module may not change if it is to be imported ahead
     preload      in a warm interpreter: modules imported ahead, hidden, given back

@@ -17,13 +17,12 @@ from mlbench_exec.agent import (
     front,
     helper,
     kernel,
-    program,
     surroundings,
     view,
     warm,
 )
 from mlbench_exec.agent.kernel import signal
-from mlbench_exec.agent.program import Program, Unusable
+from mlbench_exec.agent.program import NAMESPACES, Program, Unusable
 from mlbench_exec.agent.world import World
 
 TYPE_CHECKING = False  # typing takes longer to import than most of what is imported here
@@ -143,19 +142,20 @@ class Interpreter:
         """
         self._page[:] = bytes(warm.PAGE_BYTES)
         self._charged_s = 0.0
-        (disk_fd, namespaces), order = surroundings.make(world, one, limits), -1
+        disk_fd, places = surroundings.make(world, one, limits)
+        order = -1
         try:
             order = kernel.memfd(0)
-            sent = warm.sent_program(one)
-            frames.write(order, {"program": sent, "limits": limits, "fronts": self.fronts})
+            frames.write(order, {"program": warm.sent_program(one), "fronts": self.fronts})
             os.lseek(order, 0, os.SEEK_SET)
-            self._ask(b"F", {}, (*fds, order, *namespaces))
+            asked = {"limits": limits, "language": one.language}
+            self._ask(b"F", asked, (*fds, order, *places))
             return int(self._answer(ANSWER_WITHIN_S)["pid"]), disk_fd
         except (OSError, ValueError, frames.HostGone) as error:
             os.close(disk_fd)
             raise Refused("it doesn't answer: %r" % error) from None
         finally:
-            for fd in (order, *namespaces):
+            for fd in (order, *places):
                 if fd >= 0:
                     os.close(fd)
 
@@ -364,7 +364,7 @@ def _make_fronts(name: str, one: Program) -> str | None:
     made = False
     for alias in ("python", "python3"):
         try:
-            real = program.which(alias, one.variables)
+            real = one.which(alias)
         except Unusable:
             continue
         starts_as = alias
@@ -388,7 +388,7 @@ def _launch(world: World, one: Program, hook: str) -> Interpreter:
     pid = os.fork()
     if pid == 0:
         try:
-            kernel.unshare(sum(program.NAMESPACES.values()))
+            kernel.unshare(sum(NAMESPACES.values()))
             kernel.sethostname("mlbench")
             view.enter(world.base, one.workdir, one.mended, 256 << 20, 256 << 20)
             os.chdir(one.workdir)

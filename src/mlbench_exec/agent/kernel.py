@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
+import struct
 
 TYPE_CHECKING = False  # typing, and the other signal, import more than all that is needed here
 if TYPE_CHECKING:
     import signal as signal
+    from typing import Any
 else:
     import _signal as signal  # noqa: F401 - for other modules
 
@@ -36,6 +39,7 @@ MOUNT_ATTR_IDMAP = 0x00100000
 
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
+PR_CAPBSET_READ = 23
 PR_CAPBSET_DROP = 24
 PR_SET_SECUREBITS = 28
 PR_SET_NO_NEW_PRIVS = 38
@@ -54,7 +58,10 @@ MOVE_MOUNT_F_EMPTY_PATH = 0x4
 
 LAST_CAPABILITY = 63
 LAST_SIGNAL = 64
-_CAPABILITY_VERSION_3 = 0x20080522
+CAPABILITY_HEADER, CAPABILITY_SETS_BYTES = struct.pack("=Ii", 0x20080522, 0), 24  # version 3
+SIGACTION_BYTES = 32
+CLOCK_MONOTONIC = 1
+O_READ, O_WRITE = os.O_RDONLY | os.O_CLOEXEC, os.O_WRONLY | os.O_CLOEXEC
 
 # Numbers shared by every architecture from 424 on; the rest by machine.
 SYS_OPEN_TREE = 428
@@ -64,26 +71,30 @@ SYS_MOUNT_SETATTR = 442
 SYS_SET_ROBUST_LIST, SYS_GET_ROBUST_LIST, SYS_RSEQ = 273, 274, 334  # on x86_64
 RSEQ_SIGNATURE = 0x53053053
 RSEQ_CPU_AT, RSEQ_FAILED = 4, -2  # what tells the C library to do without
-_BY_MACHINE = {
-    "x86_64": {
-        "pivot_root": 155,
-        "capget": 125,
-        "capset": 126,
-        "seccomp": 317,
-        "setns": 308,
-        "rt_sigaction": 13,
-        "memfd_create": 319,
-    },
-    "aarch64": {
-        "pivot_root": 41,
-        "capget": 90,
-        "capset": 91,
-        "seccomp": 277,
-        "setns": 268,
-        "rt_sigaction": 134,
-        "memfd_create": 279,
-    },
+# By machine: x86_64, aarch64.
+_NUMBERS = {
+    "capget": (125, 90),
+    "capset": (126, 91),
+    "clock_gettime": (228, 113),
+    "close": (3, 57),
+    "dup3": (292, 24),
+    "execve": (59, 221),
+    "fchdir": (81, 50),
+    "memfd_create": (319, 279),
+    "mount": (165, 40),
+    "openat": (257, 56),
+    "pivot_root": (155, 41),
+    "prctl": (157, 167),
+    "prlimit64": (302, 261),
+    "rt_sigaction": (13, 134),
+    "seccomp": (317, 277),
+    "setns": (308, 268),
+    "setsid": (112, 157),
+    "umask": (95, 166),
+    "unshare": (272, 97),
+    "write": (1, 64),
 }
+_MACHINES = ("x86_64", "aarch64")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -106,11 +117,19 @@ def machine() -> str:
     return os.uname().machine
 
 
-def _number(name: str) -> int:
+def number_of(name: str) -> int:
     try:
-        return _BY_MACHINE[machine()][name]
-    except KeyError:
-        raise Refused(38, "%s on %s" % (name, machine())) from None
+        return _NUMBERS[name][_MACHINES.index(machine())]
+    except ValueError:
+        raise Refused(errno.ENOSYS, "%s on %s" % (name, machine())) from None
+
+
+def call(name: str, *args: Any) -> tuple[int, int]:
+    """A system call's result, and its errno or 0. Integers, bytes and ctypes' arrays are passed."""
+    passed = [ctypes.c_long(one) if isinstance(one, int) else one for one in args]
+    nothing = [ctypes.c_long(0)] * (6 - len(args))
+    result: int = _libc.syscall(number_of(name), *passed, *nothing)
+    return result, ctypes.get_errno() if result == -1 else 0
 
 
 def unshare(flags: int) -> None:
@@ -118,7 +137,7 @@ def unshare(flags: int) -> None:
 
 
 def setns(fd: int, kind: int) -> None:
-    _check(_libc.syscall(_number("setns"), fd, kind), "setns")
+    _check(_libc.syscall(number_of("setns"), fd, kind), "setns")
 
 
 def new_pid_namespace(own: int) -> None:
@@ -159,7 +178,7 @@ def umount(target: str) -> None:
 def pivot_root(new_root: str) -> None:
     """Make `new_root` the root and let go of the old one."""
     os.chdir(new_root)
-    _check(_libc.syscall(_number("pivot_root"), b".", b"."), "pivot_root(%s)" % new_root)
+    _check(_libc.syscall(number_of("pivot_root"), b".", b"."), "pivot_root(%s)" % new_root)
     umount(".")
     os.chdir("/")
 
@@ -241,7 +260,7 @@ def above(fd: int, lowest: int) -> int:
 
 def memfd(size: int) -> int:
     """A file of `size` bytes that only its descriptor leads to."""
-    fd = _check(_libc.syscall(_number("memfd_create"), b"mlbench", 0), "memfd_create")
+    fd = _check(_libc.syscall(number_of("memfd_create"), b"mlbench", 0), "memfd_create")
     os.ftruncate(fd, size)
     return fd
 
@@ -297,8 +316,8 @@ def default_signals() -> None:
 
     Those can't be set through the library, and whoever started us may have left them ignored.
     """
-    number = _number("rt_sigaction")
-    action = ctypes.create_string_buffer(32)  # all zeros: SIG_DFL, no flags, no mask
+    number = number_of("rt_sigaction")
+    action = ctypes.create_string_buffer(SIGACTION_BYTES)  # all zeros: SIG_DFL, no flags, no mask
     for signum in range(1, LAST_SIGNAL + 1):
         _libc.syscall(number, signum, action, None, ctypes.c_size_t(8))  # not for KILL and STOP
 
@@ -310,41 +329,20 @@ def sethostname(name: str) -> None:
 
 def keep_capabilities() -> None:
     """Let the program that this process executes next have every capability it has itself."""
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    header = ctypes.create_string_buffer(CAPABILITY_HEADER, len(CAPABILITY_HEADER))
     sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; then their upper halves
-    _check(_libc.syscall(_number("capget"), header, sets), "capget")
+    _check(_libc.syscall(number_of("capget"), header, sets), "capget")
     for half in (0, 3):
         sets[half + 2] = sets[half + 1]
-    _check(_libc.syscall(_number("capset"), header, sets), "capset")
+    _check(_libc.syscall(number_of("capset"), header, sets), "capset")
     for capability in range(LAST_CAPABILITY + 1):
         if sets[1 + 3 * (capability // 32)] & (1 << capability % 32):
             prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability)
 
 
-def drop_capabilities(bounding: bool) -> None:
-    """Give up every capability; with `bounding`, also the means to get one by an exec.
-
-    Without CAP_SETPCAP (a container's process) `bounding` is out of reach: no_new_privs then
-    keeps an exec from gaining what the process no longer has.
-    """
-    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
-    if bounding:
-        prctl(PR_SET_SECUREBITS, SECBITS_ALL_LOCKED)
-        for capability in range(LAST_CAPABILITY + 1):
-            if _libc.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0) == -1:
-                break  # beyond this kernel's last one
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; then their upper halves
-    _check(_libc.syscall(_number("capset"), header, sets), "capset")
-
-
-class _SockFprog(ctypes.Structure):
-    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
-
-
-def install_filter(program: bytes) -> None:
-    """Set a seccomp filter given as the bytes of a BPF program; no_new_privs must be on."""
-    buffer = ctypes.create_string_buffer(program, len(program))
-    fprog = _SockFprog(len(program) // 8, ctypes.cast(buffer, ctypes.c_void_p).value)
-    result = _libc.syscall(_number("seccomp"), 1, 0, ctypes.byref(fprog))
-    _check(result, "seccomp(SET_MODE_FILTER)")
+def count_capabilities() -> int:
+    """How many this kernel has: they have the numbers from 0 on."""
+    count = 0
+    while _libc.prctl(PR_CAPBSET_READ, ctypes.c_ulong(count), 0, 0, 0) >= 0:
+        count += 1
+    return count

@@ -3,7 +3,8 @@
 The init waits for every process, tells how the snippet's own one ended, and by its death kills all
 the rest. As a fork it would be a copy of a whole Python for that. So where we know how, the forking
 process lends it its memory (as vfork does) until it has forked the snippet and executed a program
-of some twenty-five instructions. That takes machine code: Python can't return twice from a call.
+of some twenty-five instructions; and a snippet that executes a program borrows that memory as well,
+until it has. That takes machine code: Python can't return twice from a call.
 """
 
 from __future__ import annotations
@@ -16,34 +17,52 @@ import time
 
 from mlbench_exec.agent import kernel
 from mlbench_exec.agent.kernel import signal
+from mlbench_exec.agent.program import TOLD
+from mlbench_exec.agent.steps import STEP, work_off
 
 TYPE_CHECKING = False  # typing takes longer to import than most of what is imported here
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
+    from mlbench_exec.agent.program import Execution
+    from mlbench_exec.agent.steps import Failure, Steps
+
 PATH = "/.mlbench/init"  # where a sandbox's root has the program
 SNIPPET = 2  # the pid of what is forked, in its namespace
-STATUS = struct.Struct("=i4xqq")  # what an init tells: as waitpid gives it; seconds, nanoseconds
 LAST_CHARACTER = 255  # an init is told its descriptor as one
 
-# long fork_below(path, argv, envp, tid), for x86_64.
-FORK_BELOW = bytes.fromhex(
-    "f30f1efa"  # endbr64
-    "53 55 4154 4155"  # push rbx, rbp, r12, r13
-    "4889fb 4889f5 4989d4 4989cd"  # rbx, rbp, r12, r13 = path, argv, envp, tid
+# Two functions for x86_64: long fork_below(place), and long work_off(place).
+CODE = bytes.fromhex(
+    "f30f1efa"  # fork_below: endbr64
+    "53 4154 4155"  # push rbx, r12, r13
+    "4889fb"  # rbx = place
     "bf11410000"  # edi = CLONE_VM | CLONE_VFORK | SIGCHLD
     "31f6 31d2 4531d2 4531c0"  # esi = edx = r10d = r8d = 0
     "b838000000 0f05"  # clone: an init, which uses this memory until it executes another program
-    "4885c0 7532"  # to the end with its pid, or an error
-    "bf11002001"  # in the init: edi = CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID | SIGCHLD
-    "4d89ea"  # r10 = tid
-    "b838000000 0f05"  # clone: the snippet, with a copy of this memory
-    "4885c0 741e"  # in the snippet: to the end with 0
-    "7810"  # an error: exit
-    "4889df 4889ee 4c89e2"  # rdi, rsi, rdx = path, argv, envp
+    "4885c0 0f85b9000000"  # to the end with its pid, or an error
+    "488b7b30 4c8b5318"  # in the init: rdi, r10 = place.flags, place.tid
+    "b838000000 0f05"  # clone: the snippet, with this memory or a copy of it
+    "4885c0 7442"  # in the snippet: work off
+    "7824"  # an error: lost
+    "488b7b50 be02000000 31d2 b848000000 0f05"  # fcntl(place.report, F_SETFD, 0)
+    "488b3b 488b7308 488b5310"  # rdi, rsi, rdx = place.path, place.argv, place.envp
     "b83b000000 0f05"  # execve
-    "bf7f000000 b8e7000000 0f05"  # exit_group(127)
-    "415d 415c 5d 5b c3"  # pop r13, r12, rbp, rbx; return
+    "48894348 bf7f000000"  # lost: place.lost = rax; edi = 127
+    "b8e7000000 0f05"  # leave: exit_group(edi)
+    "f30f1efa 53 4154 4155 4889fb"  # work_off: endbr64; push rbx, r12, r13; rbx = place
+    "4c8b6320"  # snippet: r12 = place.steps
+    "4c3b6328 7444"  # next: where r12 is place.end: over
+    "498b0424"  # rax = the step's call
+    "498b7c2408 498b742410 498b542418 4d8b542420 4d8b442428 4d8b4c2430"  # its arguments
+    "41f644243801 490f45fd"  # where it USES what was saved: rdi = r13
+    "0f05"
+    "41f644243802 4c0f45e8"  # where it SAVES: r13 = rax
+    "4983c440"  # r12 += sizeof(step)
+    "483d00f0ffff 76b6"  # where rax is no error: next
+    "4c896338 48894340"  # over: place.stopped, place.result = r12, rax
+    "bf7e000000 f6433101 758c"  # in borrowed memory: leave with 126
+    "31c0"  # rax = 0
+    "415d 415c 5b c3"  # end: pop r13, r12, rbx; return
 )
 # The program of an init, for x86_64. Its argument is one character: the descriptor to write to.
 INIT = bytes.fromhex(
@@ -60,6 +79,17 @@ ADDRESS = 0x400000  # of the program in memory
 ELF_HEADERS_BYTES = 64 + 56
 
 
+# What both are called with: path, argv and envp of an init, tid, steps, end, flags; then what comes
+# of it: stopped, result, lost; and report. The steps lie behind it.
+PLACE = struct.Struct("=7q3qq")
+RESULTS = struct.Struct("=3q")
+RESULTS_AT, STEPS_AT, PLACE_BYTES = 56, 128, 1 << 14
+WORK_OFF_AT = 0x75  # in CODE
+MOST_ERRORS = 4095
+BORROWING = 0x4111  # CLONE_VM | CLONE_VFORK | SIGCHLD
+COPYING = 0x1200011  # CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID | SIGCHLD
+
+
 class Forker:
     """Forks so: by machine code where that is known to work, and by two forks elsewhere.
 
@@ -68,55 +98,108 @@ class Forker:
     """
 
     def __init__(self, is_plain: bool = True) -> None:
-        self._fork_in_c: Any = None
-        self._tid = kernel.tid_address()
-        if not is_plain or kernel.machine() != "x86_64" or not os.path.exists(PATH):
+        self._fork_below: Any = None
+        self._work_off: Any = None
+        if kernel.machine() != "x86_64":
             return
-        if not self._tid or not kernel.is_new_glibc():
-            return
-        memory = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        memory[: len(FORK_BELOW)] = FORK_BELOW
-        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        self._code = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._code[: len(CODE)] = CODE
+        code = _address(self._code)
         try:
-            kernel.make_executable(address, mmap.PAGESIZE)
+            kernel.make_executable(code, mmap.PAGESIZE)
         except OSError:
             return  # not allowed here
-        self._memory = memory
-        self._threads = kernel.Registered()
-        pointers = [ctypes.c_void_p] * 4
-        self._fork_in_c = ctypes.PYFUNCTYPE(ctypes.c_long, *pointers)(address)
+        function = ctypes.PYFUNCTYPE(ctypes.c_long, ctypes.c_void_p)
+        self._work_off = function(code + WORK_OFF_AT)
+        self._place = mmap.mmap(-1, PLACE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._at = _address(self._place)
+        self._init = ctypes.c_char_p(os.fsencode(PATH)), (ctypes.c_char_p * 2)()
+        self._tid = kernel.tid_address()
+        if is_plain and self._tid and kernel.is_new_glibc() and os.path.exists(PATH):
+            self._threads = kernel.Registered()
+            self._fork_below = function(code)
 
-    def fork(self, report: int) -> int:
-        """Fork in a pid namespace that is yet to have its first process; OSError if that fails.
+    def start(self, report: int, before: Steps, execution: Execution) -> int:
+        """Fork a snippet that executes a program, in a pid namespace that has no process yet.
 
-        Return the init's pid, and in the snippet 0. `report` is where the init tells.
+        Return its init's pid; OSError if there is none. The init tells on `report`, and why there
+        is no program is told as `Execution.explain` does.
         """
+        if self._fork_below is None or report > LAST_CHARACTER:
+            return _fork_twice(report) or execution.become(before)
+        steps = before + execution.steps
+        self._fill(report, steps, BORROWING)
+        pid = self._checked(self._fork_below(self._at))
+        failure = self._failure(steps)
+        if failure is not None:
+            execution.explain(failure)
+        return pid
+
+    def copy(self, report: int, steps: Steps) -> tuple[int, Failure | None]:
+        """Fork a snippet in such a namespace, which is a copy of this process and takes the steps.
+
+        Return its init's pid, and in the snippet 0, with the step that failed.
+        """
+        if self._work_off is not None:
+            self._fill(report, steps, COPYING)
         # The init has our handlers until it has become its program, and that one is Python's.
         previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            if self._fork_in_c is None or report > LAST_CHARACTER:
-                return _fork_twice(report)
-            return self._fork_below(report)
+            if self._fork_below is not None and report <= LAST_CHARACTER:
+                pid = self._copy()
+            else:
+                pid = _fork_twice(report)
+                if pid == 0 and self._work_off is None:
+                    return 0, work_off(steps)
+                if pid == 0:
+                    self._work_off(self._at)
         finally:
             signal.signal(signal.SIGINT, previous)
+        return pid, None if pid else self._failure(steps)
 
-    def _fork_below(self, report: int) -> int:
-        words = (ctypes.c_char_p * 2)(bytes([report]))
-        nothing = (ctypes.c_char_p * 1)()
-        path = ctypes.c_char_p(os.fsencode(PATH))
-        os.set_inheritable(report, True)
+    def _copy(self) -> int:
         python = ctypes.pythonapi
         python.PyOS_BeforeFork()
-        pid: int = self._fork_in_c(path, words, nothing, self._tid)
+        pid: int = self._fork_below(self._at)
         if pid == 0:
             self._threads.register()
             python.PyOS_AfterFork_Child()
-        else:
-            python.PyOS_AfterFork_Parent()
-        os.set_inheritable(report, False)
+            return 0
+        python.PyOS_AfterFork_Parent()
+        return self._checked(pid)
+
+    def _fill(self, report: int, steps: Steps, flags: int) -> None:
+        path, argv = self._init
+        if report <= LAST_CHARACTER:
+            argv[0] = bytes([report])
+        begin, end = self._at + STEPS_AT, self._at + STEPS_AT + len(steps.data)
+        pointers = ctypes.cast(path, ctypes.c_void_p).value, ctypes.addressof(argv)
+        nothing = ctypes.addressof(argv) + ctypes.sizeof(ctypes.c_char_p)
+        self._place[:STEPS_AT] = PLACE.pack(
+            *pointers, nothing, self._tid, begin, end, flags, 0, 0, 0, report
+        ).ljust(STEPS_AT, b"\0")
+        self._place[STEPS_AT : STEPS_AT + len(steps.data)] = steps.data
+
+    def _failure(self, steps: Steps) -> Failure | None:
+        """What came of them, here or in the process that had borrowed this memory."""
+        stopped, result, _ = RESULTS.unpack_from(self._place, RESULTS_AT)
+        if not -MOST_ERRORS <= result < 0:
+            return None
+        return steps.steps[(stopped - self._at - STEPS_AT) // STEP.size - 1], -result
+
+    def _checked(self, pid: int) -> int:
+        """An init's pid; raises where there is none, or it could not fork or execute."""
         if pid < 0:
             raise kernel.Refused(-pid, "clone")
+        _, _, lost = RESULTS.unpack_from(self._place, RESULTS_AT)
+        if lost:
+            os.waitpid(pid, 0)
+            raise kernel.Refused(-lost, "clone or execve")
         return pid
+
+
+def _address(memory: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
 def _fork_twice(report: int) -> int:
@@ -145,7 +228,7 @@ def _reap(report: int) -> NoReturn:
                 continue
             if pid == SNIPPET:
                 now = time.monotonic()
-                os.write(report, STATUS.pack(status, int(now), int(now % 1 * 1e9)))
+                os.write(report, TOLD.pack(status, int(now), int(now % 1 * 1e9)))
     finally:
         os._exit(127)
 

@@ -1,22 +1,34 @@
-"""The program's side: from fork to exec, giving up everything on the way.
+"""The program's side: what a fork has to do to become a snippet, giving up everything on the way.
 
 Nested level: its surroundings were made before, with an init that is its parent.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import resource
-import time
+import struct
 
 from mlbench_exec.agent import kernel
 from mlbench_exec.agent.kernel import signal
+from mlbench_exec.agent.steps import (
+    SAVES,
+    USES,
+    Step,
+    Steps,
+    address,
+    refused,
+    work_off,
+    writing,
+)
 
 TYPE_CHECKING = False  # a warm interpreter has this module, and needs no more than it
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
+    from mlbench_exec.agent.steps import Failure
     from mlbench_exec.agent.world import World
 
 # A snippet's own, beside those of its processes and users; by their names in /proc/self/ns.
@@ -26,9 +38,13 @@ NAMESPACES = {
     "uts": kernel.CLONE_NEWUTS,
 }
 HIDDEN = "/.mlbench"  # where a sandbox's root has what is ours
-# What is said on the report: when it started, or why it didn't.
-STARTED, UNUSABLE, FAILED = "started", "unusable", "failed"
+# What is said on a report: why there is no program, as a line of text; and in numbers, with seconds
+# and nanoseconds of the clock, that it started, or with which status it ended, as waitpid gives it.
+UNUSABLE, FAILED = "unusable", "failed"
+TOLD = struct.Struct("=i4xqq")
+STARTED = -1
 SCRIPT = "temp.py"
+EXECUTION = "execve"
 NOT_EXECUTABLE = 126
 # By the agent; the last two by any Python.
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ)
@@ -63,166 +79,221 @@ class Program:
 
     def command(self) -> tuple[str, list[str | bytes]]:
         if self.language == "bash":
-            return which("bash", self.variables), ["bash", "-c", self.code]
-        path = self.python or which("python", self.variables)
+            return self.which("bash"), ["bash", "-c", self.code]
+        path = self.python or self.which("python")
         name = "python" if os.path.basename(path) == "python" else path
         return path, [name, SCRIPT]
 
+    def which(self, name: str) -> str:
+        path = self.variables.get("PATH", os.defpath)
+        for folder in path.split(":"):
+            found = os.path.join(self.cwd, folder, name)
+            if os.path.isfile(found) and os.access(found, os.X_OK):
+                return found
+        raise Unusable("there is no %s on the environment's PATH (%s)" % (name, path))
 
-def which(name: str, variables: dict[str, str]) -> str:
-    for folder in variables.get("PATH", os.defpath).split(":"):
-        path = os.path.join(folder, name)
-        if os.path.isfile(path) and os.access(path, os.X_OK):
-            return path
-    raise Unusable("there is no %s on the environment's PATH (%s)" % (name, variables.get("PATH")))
+    def prepare_folder(self) -> None:
+        """Write its script; `Unusable` where its folder isn't there."""
+        if not os.path.isdir(self.cwd):
+            raise Unusable("there is no folder %s in the sandbox" % self.cwd)
+        os.umask(0o022)
+        if self.language != "python":
+            return
+        path = os.path.join(self.cwd, SCRIPT)
+        try:
+            os.unlink(path)  # whatever the repository has there, a link or a FIFO included
+        except FileNotFoundError:
+            pass
+        with open(path, "wb") as file:
+            file.write(self.code)
 
 
-def become(
-    world: World, program: Program, limits: dict[str, Any], out: int, err: int, report: int
-) -> NoReturn:
-    """In a fork: become the snippet."""
-    try:
-        outer_proc = None
+class Start:
+    """What makes a fork a snippet, but for its program: the same for each of this sandbox's.
+
+    `has_python` says that the fork goes on as a Python, which sets signals itself.
+    """
+
+    def __init__(self, world: Any, has_python: bool = False) -> None:
+        self._world, self._has_python = world, has_python
+        self._proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)  # a snippet has its own there
+        self._confinements: dict[tuple[int, ...], Steps] = {}
+        # When memory runs out, it goes before anything else on this machine.
+        self._first = writing(self._proc, "self/oom_score_adj", b"1000")
+        if world.nested:  # read-only: /proc/sys obeys the user id, not capabilities
+            flags = kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+            self._first += mounted(b"proc", b"/proc", flags)
+
+    def steps(
+        self, limits: dict[str, Any], cwd: int, out: int, err: int, helper_at: str | None = None
+    ) -> Steps:
+        """In its namespaces, with descriptors of its folder and of two of its streams.
+
+        `helper_at` is a folder that a helper of ours needs, which is a process more.
+        """
+        first = self._first
+        if helper_at is not None:
+            first += mounted(b"tmpfs", helper_at.encode(), kernel.TMPFS, b"size=64k,mode=0755")
+        settling = Steps(
+            Step("umask", 0o022),
+            Step("setsid"),
+            Step("fchdir", cwd),
+            Step("openat", kernel.AT_FDCWD, b"/dev/null", kernel.O_READ, how=SAVES),
+            Step("dup3", 0, 0, 0, how=USES),
+            Step("dup3", out, 1, 0),
+            Step("dup3", err, 2, 0),
+        )
+        return first + settling + self._confinement(limits, 0 if helper_at is None else 1)
+
+    def _confinement(self, limits: dict[str, Any], beside: int) -> Steps:
+        """The snippet's limits, and every right given up, for all that is executed from here on.
+
+        `beside` processes are ours, and counted with the snippet's.
+        """
+        key = limits["files"], limits["pids"], limits["memory"], beside
+        if key not in self._confinements:
+            self._confinements[key] = self._confined(limits, beside)
+        return self._confinements[key]
+
+    def _confined(self, limits: dict[str, Any], beside: int) -> Steps:
+        world = self._world
         if world.nested:
-            be_first_to_go()
-            outer_proc = mount_proc()
+            steps = Steps(Step("unshare", kernel.CLONE_NEWUSER, said="unshare(CLONE_NEWUSER)"))
+            steps += user_mapped(world.inner_uid, world.uid, world.inner_gid, world.gid, self._proc)
         else:
-            prepare_folder(program)
-        settle(program, out, err)
-        path, argv = program.command()
-        confine(world, limits, outer_proc)
-        tell(report, STARTED, time.monotonic())
-        try:
-            os.execve(path, argv, program.variables)
-        except (OSError, ValueError) as error:
-            os.write(2, _why_not_started(program, path, error))
-        os._exit(NOT_EXECUTABLE)
-    except Unusable as error:
-        tell(report, UNUSABLE, str(error))
-    except BaseException as error:  # noqa: BLE001 - the parent must hear of anything at all
-        tell(report, FAILED, "%s: %s" % (type(error).__name__, error))
-    finally:
-        os._exit(1)
+            steps = Steps(prctl(kernel.PR_SET_DUMPABLE, 1))
+        steps += Steps(*_limited(world, limits, beside))
+        if not self._has_python:
+            nothing = bytes(kernel.SIGACTION_BYTES)
+            steps += Steps(*[Step("rt_sigaction", one, nothing, 0, 8) for one in IGNORED])
+        steps += capabilities_dropped(bounding=world.nested)
+        steps += Steps(prctl(kernel.PR_SET_NO_NEW_PRIVS, 1))
+        return steps + filtered(world.filter) if world.filter else steps
 
 
-def tell(report: int, word: str, *said: object) -> None:
-    """One line of words to the agent: of text, for it comes from beside a snippet."""
-    line = " ".join(str(one) for one in (word, *said)).replace("\n", " ")
-    os.write(report, line.encode("utf-8", "replace") + b"\n")
+def entered(namespaces: list[int]) -> Steps:
+    return Steps(*[Step("setns", fd, kind) for fd, kind in zip(namespaces, NAMESPACES.values())])
 
 
-def mount_proc() -> int:
-    """Mount the snippet's own /proc; return the fd of the one that it covers.
+def mounted(kind: bytes, target: bytes, flags: int, options: bytes | int = 0) -> Steps:
+    return Steps(
+        Step("mount", kind, target, kind, flags, options, said="mount(%s)" % target.decode())
+    )
 
-    Read-only: /proc/sys obeys the user id, not capabilities.
+
+def user_mapped(
+    inner_uid: int, uid: int, inner_gid: int, gid: int, proc: int = kernel.AT_FDCWD
+) -> Steps:
+    """One user and one group of this process's new user namespace mapped to those outside.
+
+    `proc` is a descriptor of a /proc that this process isn't in, where it has left its own.
     """
-    outer = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
-    flags = kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
-    kernel.mount("proc", "/proc", "proc", flags)
-    return outer
+    folder = "/proc/self/" if proc == kernel.AT_FDCWD else "self/"
+    return (
+        writing(proc, folder + "setgroups", b"deny")
+        + writing(proc, folder + "uid_map", b"%d %d 1" % (inner_uid, uid))
+        + writing(proc, folder + "gid_map", b"%d %d 1" % (inner_gid, gid))
+    )
 
 
-def settle(program: Program, out: int, err: int) -> None:
-    """A session of its own, the snippet's folder, and its three streams."""
-    os.umask(0o022)
-    os.setsid()
-    os.chdir(program.cwd)
-    stdin = os.open("/dev/null", os.O_RDONLY)
-    for source, target in ((stdin, 0), (out, 1), (err, 2)):
-        os.dup2(source, target)
+def prctl(option: int, argument: int = 0, argument3: int = 0) -> Step:
+    return Step("prctl", option, argument, argument3, 0, 0, said="prctl(%d)" % option)
 
 
-def prepare_folder(program: Program) -> None:
-    """Write the snippet's script; `Unusable` where its folder isn't there."""
-    if not os.path.isdir(program.cwd):
-        raise Unusable("there is no folder %s in the sandbox" % program.cwd)
-    os.umask(0o022)
-    if program.language != "python":
-        return
-    path = os.path.join(program.cwd, SCRIPT)
-    try:
-        os.unlink(path)  # whatever the repository has there, a link or a FIFO included
-    except FileNotFoundError:
-        pass
-    with open(path, "wb") as file:
-        file.write(program.code)
+def capabilities_dropped(bounding: bool) -> Steps:
+    """Every capability given up; with `bounding`, also the means to get one by an exec.
 
-
-def confine(
-    world: World,
-    limits: dict[str, Any],
-    outer_proc: int | None,
-    signals: bool = True,
-    beside: int = 0,
-) -> None:
-    """Take on the snippet's limits and give up every right, for all that is executed from here on.
-
-    `signals` says whether what the agent ignores is set back. `beside` processes are ours, and
-    counted with the snippet's.
+    Without CAP_SETPCAP (a container's process) `bounding` is out of reach: no_new_privs then
+    keeps an exec from gaining what the process no longer has.
     """
-    if world.nested:
-        kernel.unshare(kernel.CLONE_NEWUSER)
-        map_user(world.inner_uid, world.uid, world.inner_gid, world.gid, outer_proc)
-    else:
-        kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
-        be_first_to_go()
-    _set_rlimits(world, limits, beside)
-    if signals:
-        for number in IGNORED:
-            signal.signal(number, signal.SIG_DFL)
-    kernel.drop_capabilities(bounding=world.nested)
-    kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
-    if world.filter:
-        kernel.install_filter(world.filter)
+    steps = [prctl(kernel.PR_CAP_AMBIENT, kernel.PR_CAP_AMBIENT_CLEAR_ALL)]
+    if bounding:
+        steps.append(prctl(kernel.PR_SET_SECUREBITS, kernel.SECBITS_ALL_LOCKED))
+        for capability in range(kernel.count_capabilities()):
+            steps.append(prctl(kernel.PR_CAPBSET_DROP, capability))
+    nobodys = kernel.CAPABILITY_HEADER, bytes(kernel.CAPABILITY_SETS_BYTES)
+    return Steps(*steps, Step("capset", *nobodys))
 
 
-def be_first_to_go() -> None:
-    """When memory runs out, before anything else on this machine."""
-    fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
-    os.write(fd, b"1000")
-    os.close(fd)
+def filtered(program: bytes) -> Steps:
+    """A seccomp filter, given as the bytes of a BPF program; no_new_privs must be on."""
+    instructions = ctypes.create_string_buffer(program, len(program))
+    described = struct.pack("@HP", len(program) // 8, address(instructions))
+    step = Step("seccomp", 1, 0, ctypes.create_string_buffer(described, len(described)))
+    return Steps(step, kept=(instructions,))
 
 
-def _why_not_started(program: Program, path: str, error: Exception) -> bytes:
-    """What a program that can't be executed says; `Unusable` where its interpreter is missing."""
-    if isinstance(error, OSError) and error.errno == errno.ENOENT:
-        raise Unusable("%s can't be started: %s" % (path, error.strerror)) from None
-    if isinstance(error, OSError) and error.errno in (errno.EAGAIN, errno.ENOMEM):
-        raise error  # for want of processes or memory, which is not the program's doing
-    why = error.strerror if isinstance(error, OSError) else error  # a NUL byte in a bash snippet
-    return ("mlbench-exec: %s: %s\n" % (program.language, why)).encode()
-
-
-def map_user(
-    inner_uid: int, uid: int, inner_gid: int, gid: int, proc_fd: int | None = None
-) -> None:
-    """Map one user and one group of this process's new user namespace to those outside."""
-    for name, text in (
-        ("setgroups", "deny"),
-        ("uid_map", "%d %d 1" % (inner_uid, uid)),
-        ("gid_map", "%d %d 1" % (inner_gid, gid)),
-    ):
-        path = "self/" + name if proc_fd is not None else "/proc/self/" + name
-        fd = os.open(path, os.O_WRONLY, dir_fd=proc_fd)
-        try:
-            os.write(fd, text.encode())
-        finally:
-            os.close(fd)
-
-
-def _set_rlimits(world: World, limits: dict[str, Any], beside: int) -> None:
-    def lower(kind: int, value: int) -> None:
+def _limited(world: World, limits: dict[str, Any], beside: int) -> list[Step]:
+    def lower(kind: int, value: int) -> Step:
         _, hard = resource.getrlimit(kind)
         if hard != resource.RLIM_INFINITY:
             value = min(value, hard)
-        resource.setrlimit(kind, (value, value))
+        both = ctypes.create_string_buffer(struct.pack("=QQ", value, value), 16)
+        return Step("prlimit64", 0, kind, both, said="setrlimit(%d)" % kind)
 
-    lower(resource.RLIMIT_CORE, 1)  # 0 would still feed a piped core_pattern
-    lower(resource.RLIMIT_NOFILE, limits["files"])
-    # Counted by user id, so they are shared with whoever has the same one on this machine.
-    lower(resource.RLIMIT_SIGPENDING, MAX_PENDING_SIGNALS)
-    lower(resource.RLIMIT_MSGQUEUE, MAX_MESSAGE_QUEUE_BYTES)
+    steps = [
+        lower(resource.RLIMIT_CORE, 1),  # 0 would still feed a piped core_pattern
+        lower(resource.RLIMIT_NOFILE, limits["files"]),
+        # Counted by user id, so they are shared with whoever has the same one on this machine.
+        lower(resource.RLIMIT_SIGPENDING, MAX_PENDING_SIGNALS),
+        lower(resource.RLIMIT_MSGQUEUE, MAX_MESSAGE_QUEUE_BYTES),
+    ]
     if world.nproc and limits["pids"]:
-        lower(resource.RLIMIT_NPROC, limits["pids"] + beside)
+        steps.append(lower(resource.RLIMIT_NPROC, limits["pids"] + beside))
     if limits["memory"] and not world.counters.has_memory:
-        lower(resource.RLIMIT_DATA, limits["memory"])
+        steps.append(lower(resource.RLIMIT_DATA, limits["memory"]))
+    return steps
+
+
+class Execution:
+    """Telling that a program starts, executing it, and what is to say where that failed."""
+
+    def __init__(self, one: Program, report: int, err: int) -> None:
+        self._language, self._report, self._err = one.language, report, err
+        self._path, argv = one.command()
+        strings = [word if isinstance(word, bytes) else os.fsencode(word) for word in argv]
+        pairs = [os.fsencode("%s=%s" % pair) for pair in one.variables.items()]
+        news = ctypes.create_string_buffer(TOLD.pack(STARTED, 0, 0), TOLD.size)
+        path = os.fsencode(self._path)
+        execution = Step("execve", path, _pointers(strings), _pointers(pairs), said=EXECUTION)
+        if any(b"\0" in word for word in (path, *strings, *pairs)):
+            execution = Step("dup3", 0, 0, 0, said=EXECUTION)  # invalid as well
+        self.steps = Steps(
+            Step("clock_gettime", kernel.CLOCK_MONOTONIC, address(news) + TOLD.size - 16),
+            Step("write", report, news, TOLD.size),
+            execution,
+            kept=(strings, pairs),
+        )
+
+    def explain(self, failure: Failure) -> None:
+        """On the report what is ours, and in the program's place what is its own."""
+        step, error = failure
+        if step.said != EXECUTION or error in (errno.EAGAIN, errno.ENOMEM):
+            tell(self._report, FAILED, refused(failure))
+        elif error == errno.ENOENT:
+            said = "%s can't be started: %s" % (self._path, os.strerror(error))
+            tell(self._report, UNUSABLE, said)
+        else:
+            said = "mlbench-exec: %s: %s\n" % (self._language, os.strerror(error))
+            os.write(self._err, said.encode())
+
+    def become(self, before: Steps) -> NoReturn:
+        """In a fork: become the snippet."""
+        try:
+            failure = work_off(before + self.steps)
+            if failure is not None:
+                self.explain(failure)
+        except BaseException as error:  # noqa: BLE001 - the agent must hear of anything at all
+            tell(self._report, FAILED, "%s: %s" % (type(error).__name__, error))
+        finally:
+            os._exit(NOT_EXECUTABLE)
+
+
+def _pointers(strings: list[bytes]) -> Any:
+    return (ctypes.c_char_p * (len(strings) + 1))(*strings)
+
+
+def tell(report: int, word: str, said: object) -> None:
+    """One line to the agent: of text, for it comes from beside a snippet."""
+    line = ("%s %s" % (word, said)).replace("\n", " ")
+    os.write(report, line.encode("utf-8", "replace") + b"\n")

@@ -10,10 +10,17 @@ import resource
 import stat
 import struct
 
-from mlbench_exec.agent import base, frames, kernel, pid1, snippet, surroundings
+from mlbench_exec.agent import base, frames, kernel, pid1, snippet, steps, surroundings
 from mlbench_exec.agent.environment import ACTIVATION_LIMITS, SYSTEM_PATH
 from mlbench_exec.agent.kernel import signal
-from mlbench_exec.agent.program import NAMESPACES, Program, Unusable, map_user
+from mlbench_exec.agent.program import (
+    NAMESPACES,
+    Program,
+    Start,
+    Unusable,
+    capabilities_dropped,
+    user_mapped,
+)
 from mlbench_exec.agent.snippet import Broken
 from mlbench_exec.agent.world import World
 
@@ -38,6 +45,7 @@ def set_up(spec: dict[str, Any]) -> World:
         world.nproc = spec["nproc"] and _nproc_holds(world)
         if spec["nproc"] and not world.nproc:
             raise OSError("RLIMIT_NPROC has no effect on a snippet here")
+        world.start, world.forker = Start(world), pid1.Forker()
         _try_out(world)
         world.memory_bytes = world.counters.memory_bytes()
     else:
@@ -45,7 +53,8 @@ def set_up(spec: dict[str, Any]) -> World:
         _fill(spec["copies"])
         _take_over([folder for folder in spec["workdirs"] if os.path.isdir(folder)])
         world.base.home, world.base.user = _fresh_home(), base.user_name(world.base)
-        kernel.drop_capabilities(bounding=False)
+        steps.do(capabilities_dropped(bounding=False))
+        world.start = Start(world)
         world.memory_bytes = world.counters.memory_bytes()
     return world
 
@@ -70,7 +79,7 @@ def _enter_namespaces(world: World, spec: dict[str, Any]) -> None:
         namespaces |= kernel.CLONE_NEWNET
     if spec["uid"] is None:
         kernel.unshare(namespaces)
-        map_user(world.uid, world.uid, world.gid, world.gid)
+        steps.do(user_mapped(world.uid, world.uid, world.gid, world.gid))
         base.build(world.base)
     else:
         # Root of the host: build with its rights, then become a user that owns nothing.
@@ -83,7 +92,7 @@ def _enter_namespaces(world: World, spec: dict[str, Any]) -> None:
         os.setresuid(uid, uid, uid)
         kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # or its own uid_map would belong to root
         kernel.unshare(namespaces)
-        map_user(uid, uid, uid, uid)
+        steps.do(user_mapped(uid, uid, uid, uid))
     if spec["own_network"]:
         _bring_up_loopback()
     _become_pid_1()
@@ -92,7 +101,6 @@ def _enter_namespaces(world: World, spec: dict[str, Any]) -> None:
     world.own_pids = {1}
     world.own_pid_ns = os.open("/proc/self/ns/pid", os.O_RDONLY)
     world.home = surroundings.namespaces()
-    world.forker = pid1.Forker()
 
 
 def _become_pid_1() -> None:
@@ -134,8 +142,8 @@ def _nproc_holds(world: World) -> bool:
         try:
             os.setpgid(0, 0)
             kernel.unshare(kernel.CLONE_NEWUSER)
-            map_user(world.inner_uid, world.uid, world.inner_gid, world.gid)
-            kernel.drop_capabilities(bounding=True)
+            steps.do(user_mapped(world.inner_uid, world.uid, world.inner_gid, world.gid))
+            steps.do(capabilities_dropped(bounding=True))
             resource.setrlimit(resource.RLIMIT_NPROC, (3, 3))
             for _ in range(4):
                 if os.fork() == 0:

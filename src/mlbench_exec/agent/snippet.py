@@ -19,12 +19,20 @@ import resource
 import select
 import time
 
-from mlbench_exec.agent import frames, kernel, pid1, surroundings, view
+from mlbench_exec.agent import frames, kernel, surroundings, view
 from mlbench_exec.agent.drain import Drain
 from mlbench_exec.agent.interpreter import Interpreter
 from mlbench_exec.agent.kernel import signal
 from mlbench_exec.agent.meter import Meter
-from mlbench_exec.agent.program import FAILED, STARTED, UNUSABLE, Program, Unusable, become
+from mlbench_exec.agent.program import (
+    FAILED,
+    STARTED,
+    TOLD,
+    UNUSABLE,
+    Execution,
+    Program,
+    Unusable,
+)
 from mlbench_exec.agent.world import World
 
 TYPE_CHECKING = False  # typing takes longer to import than most of what is imported here
@@ -151,7 +159,7 @@ class _Running:
             elif world.nested:
                 self.pid, self.disk_fd = surroundings.fork(world, program, limits, *ends)
             else:
-                self.pid = os.fork() or become(world, program, limits, *ends)
+                self.pid = self._fork_fresh(*ends)
         except BaseException:
             for pipe in (out, err, report):
                 os.close(pipe[0])
@@ -168,6 +176,15 @@ class _Running:
         self.meter = Meter(min(limits["cpus"] or cores, cores), own, world.counters)
         if not world.nested:
             self.written_before = self.meter.written_bytes()
+
+    def _fork_fresh(self, out: int, err: int, report: int) -> int:
+        self.program.prepare_folder()
+        execution = Execution(self.program, report, err)
+        cwd = os.open(self.program.cwd, os.O_PATH | os.O_DIRECTORY)
+        steps = self.world.start.steps(self.limits, cwd, out, err)
+        pid = os.fork() or execution.become(steps)
+        os.close(cwd)
+        return pid
 
     def watch(self) -> None:
         poller = select.poll()
@@ -229,18 +246,28 @@ class _Running:
                 self.failure = "lost"  # init died: killed for memory, or by a fault
             return
         self._report += chunk
-        while b"\n" in self._report and self._report[:1].isalpha():  # what an init tells never is
-            line, self._report = self._report.split(b"\n", 1)
-            word, _, said = line.decode("utf-8", "replace").partition(" ")
-            if word == STARTED:
-                self.has_started, self.started = True, float(said)
-                self.meter.begin(self.started)
-                self._next_sample = self.started + FIRST_TICK_S
-            else:
+        while self._report:
+            if self._report[:1].isalpha():  # what is told in numbers never begins so
+                line, found, rest = self._report.partition(b"\n")
+                if not found:
+                    return
+                word, _, said = line.decode("utf-8", "replace").partition(" ")
                 self.failure = {word: said}
-        if len(self._report) == pid1.STATUS.size:
-            self.status, seconds, nanoseconds = pid1.STATUS.unpack(self._report)
-            self.ended = seconds + nanoseconds / 1e9
+            else:
+                if len(self._report) < TOLD.size:
+                    return
+                rest = self._report[TOLD.size :]
+                self._hear(*TOLD.unpack(self._report[: TOLD.size]))
+            self._report = rest
+
+    def _hear(self, status: int, seconds: int, nanoseconds: int) -> None:
+        when = seconds + nanoseconds / 1e9
+        if status != STARTED:
+            self.status, self.ended = status, when
+            return
+        self.has_started, self.started = True, when
+        self.meter.begin(self.started)
+        self._next_sample = self.started + FIRST_TICK_S
 
     def _counted(self, now: float) -> float:
         stalled = self.meter.stalled_s if self._is_fair else 0.0

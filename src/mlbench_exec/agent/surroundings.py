@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 
-from mlbench_exec.agent import kernel, program, view
-from mlbench_exec.agent.program import NAMESPACES, Program
+from mlbench_exec.agent import kernel, view
+from mlbench_exec.agent.program import NAMESPACES, Execution, Program
 from mlbench_exec.agent.world import World
 
 TYPE_CHECKING = False  # typing takes longer to import than most of what is imported here
@@ -22,15 +22,17 @@ NO_LIMIT_SHM = 8 << 30
 def make(world: World, one: Program, limits: dict[str, Any]) -> tuple[int, list[int]]:
     """Make a snippet's surroundings.
 
-    Return descriptors of a folder on the disk that it writes to, and of their NAMESPACES, in that
-    order. Raises `Unusable` where the environment lacks the snippet's folder, and OSError.
+    Return descriptors of a folder on the disk that it writes to, and of what to fork it in: its
+    folder, and its NAMESPACES in that order. Raises `Unusable` where the environment lacks the
+    folder, and OSError.
     """
-    disk_fd = -1
+    disk = cwd = -1
     try:
-        disk_fd = _enter(world, one, limits)
-        return disk_fd, namespaces()
+        disk, cwd = _enter(world, one, limits)
+        return disk, [cwd, *namespaces()]
     except BaseException:
-        _close(disk_fd)
+        _close(disk)
+        _close(cwd)
         raise
     finally:
         _go_home(world)
@@ -44,18 +46,19 @@ def fork(
     Return its init's pid, and a descriptor of a folder on the disk that it writes to. Raises as
     `make` does.
     """
-    pid = disk_fd = -1
+    disk = cwd = -1
     try:
-        disk_fd = _enter(world, one, limits)
+        disk, cwd = _enter(world, one, limits)
+        steps = world.start.steps(limits, cwd, out, err)
+        execution = Execution(one, report, err)
         kernel.new_pid_namespace(world.own_pid_ns)
-        pid = world.forker.fork(report)
+        return world.forker.start(report, steps, execution), disk
     except BaseException:
-        _close(disk_fd)
+        _close(disk)
         raise
     finally:
-        if pid:
-            _go_home(world)
-    return pid or program.become(world, one, limits, out, err, report), disk_fd
+        _close(cwd)
+        _go_home(world)
 
 
 def _close(fd: int) -> None:
@@ -68,13 +71,14 @@ def namespaces() -> list[int]:
     return [os.open("/proc/self/ns/" + name, os.O_RDONLY) for name in NAMESPACES]
 
 
-def _enter(world: World, one: Program, limits: dict[str, Any]) -> int:
+def _enter(world: World, one: Program, limits: dict[str, Any]) -> tuple[int, int]:
     kernel.unshare(sum(NAMESPACES.values()))
     kernel.sethostname("mlbench")
     shm = limits["memory"] // 2 if limits["memory"] else NO_LIMIT_SHM  # as Linux does
     view.enter(world.base, one.workdir, one.mended, limits["disk"], shm)
-    program.prepare_folder(one)
-    return os.open("/tmp", os.O_RDONLY | os.O_DIRECTORY)
+    one.prepare_folder()
+    folders = os.O_PATH | os.O_DIRECTORY
+    return os.open("/tmp", folders), os.open(one.cwd, folders)
 
 
 def _go_home(world: World) -> None:

@@ -17,7 +17,7 @@ import struct
 import sys
 import time
 
-from mlbench_exec.agent import ending, frames, helper, kernel, pid1, program
+from mlbench_exec.agent import ending, frames, helper, kernel, pid1, program, steps
 from mlbench_exec.agent.kernel import signal
 from mlbench_exec.agent.program import Program, Unusable
 
@@ -110,6 +110,7 @@ class _Server:
         self.places = places
         self.ending: Any = None
         self.forker: Any = None
+        self.start = program.Start(self.world, has_python=True)
         self.own_pid_ns = os.open("/proc/self/ns/pid", os.O_RDONLY)
 
     def serve(self) -> None:
@@ -118,7 +119,7 @@ class _Server:
             request = frames.read(CHANNEL)
             if kind == b"F":
                 fds = memoryview(data).cast("i").tolist()
-                if self._fork(fds):
+                if self._fork(request, fds):
                     return
                 for fd in fds:
                     os.close(fd)
@@ -137,48 +138,40 @@ class _Server:
         data = ancillary[0][2] if ancillary else b""
         return kind, data, flags, address
 
-    def _fork(self, fds: list[int]) -> bool:
+    def _fork(self, request: dict[str, Any], fds: list[int]) -> bool:
         """Fork a program with an init of its own; True in the program."""
-        out, err, report, order, *namespaces = fds
+        out, err, report, order, cwd, *namespaces = fds
+        helper_at = helper.RUN if request["language"] == "bash" else None
+        start = self.start.steps(request["limits"], cwd, out, err, helper_at)
         kernel.new_pid_namespace(self.own_pid_ns)
-        pid = self.forker.fork(report)
+        pid, failure = self.forker.copy(report, program.entered(namespaces) + start)
         if pid:
             frames.write(CHANNEL, {"pid": pid})
             return False
         with _telling(report):
+            if failure is not None:
+                raise steps.refused(failure)
             self.channel.detach()
             os.close(CHANNEL)
-            for fd, kind in zip(namespaces, program.NAMESPACES.values()):
-                kernel.setns(fd, kind)
-            program.be_first_to_go()
             request = frames.read(order)
-            os.close(order)
             one = Program(**request["program"])
-            outer_proc = program.mount_proc()
-            if one.language == "bash":
-                kernel.mount("tmpfs", helper.RUN, "tmpfs", kernel.TMPFS, "size=64k,mode=0755")
-                called = self._bash(one, request, out, err, report, outer_proc)
+            if helper_at is not None:
+                called = self._bash(one, request["fronts"], report)
                 helper.become(called, self._become)
                 self._begin(_text_of(called.arguments[0]))
                 return True
-            program.settle(one, out, err)
             name = one.command()[1][0]
             self._become(str(name), program.SCRIPT, [], one.variables)
-            program.confine(self.world, request["limits"], outer_proc, signals=False)
             self._begin(one.code)
-            program.tell(report, program.STARTED, time.monotonic())
+            _tell_started(report)
             _close_all_but()
         return True
 
-    def _bash(
-        self, one: Program, request: dict[str, Any], out: int, err: int, report: int, proc: int
-    ) -> helper.Call:
+    def _bash(self, one: Program, fronts: str, report: int) -> helper.Call:
         """Become bash, and leave a helper behind; returns in a program that bash's front calls."""
-        program.settle(one, out, err)
         variables = dict(one.variables)
-        variables["PATH"] = "%s:%s" % (request["fronts"], variables["PATH"])
+        variables["PATH"] = "%s:%s" % (fronts, variables["PATH"])
         path, argv = one.command()
-        program.confine(self.world, request["limits"], proc, signals=False, beside=1)
         listening = helper.listen()
         between = os.fork()
         if between == 0:
@@ -187,7 +180,7 @@ class _Server:
             _close_all_but(listening.fileno())
             return helper.Helper(listening, one.variables).serve()
         os.waitpid(between, 0)
-        program.tell(report, program.STARTED, time.monotonic())
+        _tell_started(report)
         _close_all_but()
         kernel.default_signals()
         try:
@@ -304,6 +297,11 @@ def _use_huge_pages() -> None:
             if sum(byte >> 7 for byte in there) > FEWEST_PRESENT:
                 madvise(ctypes.c_void_p(address), ctypes.c_size_t(HUGE), MADV_COLLAPSE)
     os.close(pagemap)
+
+
+def _tell_started(report: int) -> None:
+    now = time.monotonic()
+    os.write(report, program.TOLD.pack(program.STARTED, int(now), int(now % 1 * 1e9)))
 
 
 def _close_all_but(*kept: int) -> None:

@@ -1,0 +1,100 @@
+"""What a process does between its fork and its program: system calls, listed before the fork.
+
+A process that borrows its parent's memory can work off such a list (see `pid1`), and a copy of a
+Python then copies no page for it. Where that is not known how, Python makes the same calls.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+
+from mlbench_exec.agent import kernel
+
+TYPE_CHECKING = False  # typing takes longer to import than most of what is imported here
+if TYPE_CHECKING:
+    from typing import Any, Tuple, Union
+
+    Argument = Union[int, bytes, "ctypes.Array[Any]"]
+    Failure = Tuple["Step", int]  # and its errno
+
+STEP = struct.Struct("=8q")  # a call's number, six arguments, and how to make it
+USES, SAVES = 1, 2  # the result saved last, as its first argument; its own result
+
+
+class Step:
+    """One system call. `said` is what an error calls it, `how` the sum of the above."""
+
+    __slots__ = ("args", "call", "how", "said")
+
+    def __init__(self, call: str, *args: Argument, how: int = 0, said: str = "") -> None:
+        self.call, self.args, self.how, self.said = call, args, how, said or call
+
+    def __repr__(self) -> str:
+        return "<Step %s%r>" % (self.call, self.args)
+
+
+class Steps:
+    """Some of them in order, also as bytes for machine code, which hold addresses.
+
+    They are valid as long as this is there, with `kept`, what arguments refer to.
+    """
+
+    __slots__ = ("data", "kept", "steps")
+
+    def __init__(self, *steps: Step, kept: tuple[object, ...] = ()) -> None:
+        self.steps, self.kept = steps, kept
+        self.data = b"".join([_packed(step) for step in steps])
+
+    def __add__(self, other: Steps) -> Steps:
+        both = Steps(kept=self.kept + other.kept)
+        both.steps, both.data = self.steps + other.steps, self.data + other.data
+        return both
+
+
+def _packed(step: Step) -> bytes:
+    args = [one if isinstance(one, int) else address(one) for one in step.args]
+    return STEP.pack(kernel.number_of(step.call), *args, *[0] * (6 - len(args)), step.how)
+
+
+def address(data: bytes | ctypes.Array[Any]) -> int:
+    """Where it lies for as long as it is there; bytes as C has them, so none with a NUL in them."""
+    if isinstance(data, bytes):
+        return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
+    return ctypes.addressof(data)
+
+
+def work_off(steps: Steps) -> Failure | None:
+    """Make the calls in Python, up to the first that fails."""
+    saved = 0
+    for step in steps.steps:
+        args = list(step.args)
+        if step.how & USES:
+            args[0] = saved
+        result, error = kernel.call(step.call, *args)
+        if error:
+            return step, error
+        if step.how & SAVES:
+            saved = result
+    return None
+
+
+def do(steps: Steps) -> None:
+    """Make the calls, in this process; raises `kernel.Refused` for one that fails."""
+    failure = work_off(steps)
+    if failure is not None:
+        raise refused(failure)
+
+
+def refused(failure: Failure) -> kernel.Refused:
+    step, error = failure
+    return kernel.Refused(error, step.said)
+
+
+def writing(folder_fd: int, path: str, text: bytes) -> Steps:
+    """Write to a file that is there: of `path` in the folder behind the descriptor."""
+    return Steps(
+        Step("openat", folder_fd, path.encode(), kernel.O_WRITE, how=SAVES, said=path),
+        Step("write", 0, text, len(text), how=USES, said="write(%s)" % path),
+        Step("close", 0, how=USES),
+    )
