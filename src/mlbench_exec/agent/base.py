@@ -19,6 +19,7 @@ import pwd
 from mlbench_exec.agent import kernel, pid1
 from mlbench_exec.agent.kernel import signal
 from mlbench_exec.agent.program import HIDDEN
+from mlbench_exec.agent.steps import Maker, Step
 
 TYPE_CHECKING = False  # typing takes longer to import than most of what is imported here
 if TYPE_CHECKING:
@@ -97,9 +98,10 @@ def build(base: Base, idmap: IdMapper | None = None) -> None:
     `idmap` (a real root's privilege) gives, for a path, the fd of a user namespace that makes
     its owner the snippet's user, or None.
     """
-    kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
+    made = Maker()
+    made.do(Step("mount", 0, b"/", 0, kernel.MS_REC | kernel.MS_PRIVATE, said="mount(/)"))
     root = _mount_point(base)
-    kernel.mount("tmpfs", root, "tmpfs", kernel.MS_NOSUID, "size=16m,mode=0755")
+    made.mount("tmpfs", root, kernel.MS_NOSUID, "size=16m,mode=0755")
     for folder in (
         "/proc",
         "/sys/devices/system",
@@ -116,24 +118,24 @@ def build(base: Base, idmap: IdMapper | None = None) -> None:
     names = sorted(os.listdir("/")) if base.container else SYSTEM_FOLDERS
     for name in names:
         if name not in NOT_COPIED:
-            _show("/" + name, root + "/" + name)
+            _show(made, "/" + name, root + "/" + name)
     if not base.container:
-        _make_etc(base, root)
-    kernel.bind("/proc", root + "/proc", recursive=True)
-    _show_if_there("/sys/devices/system", root)
+        _make_etc(made, base, root)
+    made.bind("/proc", root + "/proc", recursive=True)
+    _show_if_there(made, "/sys/devices/system", root)
     if base.gpus:
         for folder in ("/sys/bus/pci", "/sys/class", "/sys/devices", "/sys/module"):
-            _show_if_there(folder, root)
-    _make_dev(base, root)
-    _make_home(base, root)
+            _show_if_there(made, folder, root)
+    _make_dev(made, base, root)
+    _make_home(made, base, root)
     if base.spare:
         os.makedirs(root + MENDED)
-        kernel.bind(base.spare, root + MENDED)
-        kernel.mount_setattr(root + MENDED, kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV)
+        made.bind(base.spare, root + MENDED)
+        made.set_attributes(root + MENDED, kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV)
     else:
         os.makedirs(root + MENDED)
     for number, entry in enumerate(base.stash):
-        _stash(root, number, entry, idmap)
+        _stash(made, root, number, entry, idmap)
     for folder in ("/var/tmp", "/run"):
         if not os.path.lexists(root + folder) and not base.container:
             os.makedirs(root + folder)
@@ -144,11 +146,11 @@ def build(base: Base, idmap: IdMapper | None = None) -> None:
     for number, entry in enumerate(base.stash):
         target = entry["target"]
         if target in base.workdirs and not os.path.lexists(target):
-            _make_mount_point(target, True)
+            _make_mount_point(made, target, True)
         elif not base.is_replaced(target):
-            place(STASH + "/%d" % number, target)
+            place(made, STASH + "/%d" % number, target)
     if not base.spare:
-        kernel.mount("tmpfs", MENDED, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=0755")
+        made.mount("tmpfs", MENDED, kernel.TMPFS, "mode=0755")
 
 
 def make_shim(name: str, python: str) -> str:
@@ -165,11 +167,11 @@ def make_shim(name: str, python: str) -> str:
     return folder
 
 
-def place(source: str, target: str) -> None:
+def place(made: Maker, source: str, target: str) -> None:
     """Bind `source` on `target`, which is made if need be, also in a read-only folder."""
     if not os.path.lexists(target):
-        _make_mount_point(target, os.path.isdir(source))
-    kernel.bind(source, target, recursive=True)
+        _make_mount_point(made, target, os.path.isdir(source))
+    made.bind(source, target, recursive=True)
 
 
 def _quoted(word: str) -> str:
@@ -177,11 +179,11 @@ def _quoted(word: str) -> str:
     return "'%s'" % word.replace("'", "'\\''")
 
 
-def _make_mount_point(target: str, is_folder: bool) -> None:
+def _make_mount_point(made: Maker, target: str, is_folder: bool) -> None:
     parent = os.path.dirname(target)
     try:
-        os.makedirs(parent, exist_ok=True)
-        _create(target, is_folder)
+        made.make_folders(parent)
+        _create(made, target, is_folder)
         return
     except OSError:
         pass
@@ -190,15 +192,14 @@ def _make_mount_point(target: str, is_folder: bool) -> None:
     # The nearest folder that is there is read-only: lay a writable one over it.
     layer = SCRATCH + "/layers" + parent
     for name in ("upper", "work"):
-        os.makedirs("%s/%s" % (layer, name), exist_ok=True)
+        made.make_folders("%s/%s" % (layer, name))
     options = "lowerdir=%s,upperdir=%s/upper,workdir=%s/work,userxattr"
     escaped = escape(layer)
-    kernel.mount(
-        "overlay", parent, "overlay", kernel.MS_NOSUID, options % (escape(parent), escaped, escaped)
-    )
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    _create(target, is_folder)
-    _protect(parent)  # it was read-only, and stays so
+    options %= escape(parent), escaped, escaped
+    made.mount("overlay", parent, kernel.MS_NOSUID, options)
+    made.make_folders(os.path.dirname(target))
+    _create(made, target, is_folder)
+    _protect(made, parent)  # it was read-only, and stays so
 
 
 def escape(path: str) -> str:
@@ -219,7 +220,7 @@ def _mount_point(base: Base) -> str:
     raise OSError("no folder to build a new root on among %s" % ", ".join(MOUNT_POINTS))
 
 
-def _show(source: str, target: str) -> None:
+def _show(made: Maker, source: str, target: str) -> None:
     """Bind a folder read-only with all that is mounted in it; copy a link as a link."""
     if os.path.islink(source):
         os.symlink(os.readlink(source), target)
@@ -228,15 +229,15 @@ def _show(source: str, target: str) -> None:
         return
     os.makedirs(target, exist_ok=True)
     if not _is_empty(source):
-        kernel.bind(source, target, recursive=True)
-        _protect(target, recursive=True)
+        made.bind(source, target, recursive=True)
+        _protect(made, target, recursive=True)
 
 
-def _show_if_there(source: str, root: str) -> None:
+def _show_if_there(made: Maker, source: str, root: str) -> None:
     if os.path.isdir(source):
         os.makedirs(root + source, exist_ok=True)
-        kernel.bind(source, root + source)
-        _protect(root + source)
+        made.bind(source, root + source)
+        _protect(made, root + source)
 
 
 def _is_empty(folder: str) -> bool:
@@ -246,24 +247,26 @@ def _is_empty(folder: str) -> bool:
         return False
 
 
-def _protect(target: str, recursive: bool = False, rw: bool = False) -> None:
+def _protect(made: Maker, target: str, recursive: bool = False, rw: bool = False) -> None:
     attributes = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV
-    kernel.mount_setattr(
+    made.set_attributes(
         target, attributes | (0 if rw else kernel.MOUNT_ATTR_RDONLY), recursive=recursive
     )
 
 
-def _create(path: str, is_folder: bool) -> None:
+def _create(made: Maker, path: str, is_folder: bool) -> None:
     if is_folder:
-        os.mkdir(path, 0o755)
+        made.make_folder(path, 0o755)
     else:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+        made.make_file(path)
 
 
-def _stash(root: str, number: int, entry: dict[str, Any], idmap: IdMapper | None) -> None:
+def _stash(
+    made: Maker, root: str, number: int, entry: dict[str, Any], idmap: IdMapper | None
+) -> None:
     target = "%s%s/%d" % (root, STASH, number)
     os.makedirs(os.path.dirname(target), exist_ok=True)
-    _create(target, os.path.isdir(entry["source"]))
+    _create(made, target, os.path.isdir(entry["source"]))
     userns_fd = idmap(entry["source"]) if idmap else None
     if userns_fd is not None:
         try:
@@ -271,11 +274,11 @@ def _stash(root: str, number: int, entry: dict[str, Any], idmap: IdMapper | None
         except OSError:  # a file system that can't: its files are mended instead
             userns_fd = None
     if userns_fd is None:
-        kernel.bind(entry["source"], target, recursive=True)
-    _protect(target, recursive=True, rw=entry["rw"])
+        made.bind(entry["source"], target, recursive=True)
+    _protect(made, target, recursive=True, rw=entry["rw"])
 
 
-def _make_dev(base: Base, root: str) -> None:
+def _make_dev(made: Maker, base: Base, root: str) -> None:
     names = list(DEVICES)
     if base.gpus:
         there = [name for name in os.listdir("/dev") if name.startswith(GPU_DEVICES)]
@@ -285,10 +288,10 @@ def _make_dev(base: Base, root: str) -> None:
         if not os.path.exists(source):
             continue
         is_folder = os.path.isdir(source)
-        _create(target, is_folder)
-        kernel.bind(source, target, recursive=is_folder)
+        _create(made, target, is_folder)
+        made.bind(source, target, recursive=is_folder)
         # Read-only holds for the node, its mode and owner; what is written to the device goes on.
-        kernel.mount_setattr(
+        made.set_attributes(
             target, kernel.MOUNT_ATTR_RDONLY | kernel.MOUNT_ATTR_NOSUID, recursive=is_folder
         )
     for name, destination in (
@@ -301,11 +304,11 @@ def _make_dev(base: Base, root: str) -> None:
         os.symlink(destination, root + "/dev/" + name)
 
 
-def _make_home(base: Base, root: str) -> None:
+def _make_home(made: Maker, base: Base, root: str) -> None:
     """Settle the home folder: an existing one that is ours gets a layer, else a new one."""
     if base.container:
         if _account(base.uid) is None:
-            _bind_over(root, "/etc/passwd", _passwd_line(base, base.uid))
+            _bind_over(made, root, "/etc/passwd", _passwd_line(base, base.uid))
         base.user = user_name(base)
     home = os.environ.get("HOME")
     if home and base.container and os.path.isdir(home) and os.stat(home).st_uid == base.uid:
@@ -338,7 +341,7 @@ def _passwd_line(base: Base, uid: int) -> str:
     return "%s:x:%d:%d::/home/%s:/bin/bash\n" % (base.user, uid, uid, base.user)
 
 
-def _bind_over(root: str, path: str, addition: str) -> None:
+def _bind_over(made: Maker, root: str, path: str, addition: str) -> None:
     """Show `path` with a line more, where it is there at all."""
     try:
         with open(path) as original:
@@ -348,18 +351,18 @@ def _bind_over(root: str, path: str, addition: str) -> None:
     twin = root + HIDDEN + path.replace("/", "-")
     with open(twin, "w") as file:
         file.write(text + addition)
-    kernel.bind(twin, root + path)
-    _protect(root + path)
+    made.bind(twin, root + path)
+    _protect(made, root + path)
 
 
-def _make_etc(base: Base, root: str) -> None:
+def _make_etc(made: Maker, base: Base, root: str) -> None:
     os.makedirs(root + "/etc")
     for name in " ".join(ETC).split():
         source, target = "/etc/" + name, root + "/etc/" + name
         if os.path.isdir(source):
             os.makedirs(target)
-            kernel.bind(source, target)
-            _protect(target)
+            made.bind(source, target)
+            _protect(made, target)
         elif os.path.isfile(source) and os.access(source, os.R_OK):
             with open(source, "rb") as original, open(target, "wb") as copy:
                 copy.write(original.read())

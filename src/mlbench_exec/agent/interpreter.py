@@ -17,12 +17,14 @@ from mlbench_exec.agent import (
     front,
     helper,
     kernel,
+    pid1,
     surroundings,
     view,
     warm,
 )
 from mlbench_exec.agent.kernel import signal
-from mlbench_exec.agent.program import NAMESPACES, Program, Unusable
+from mlbench_exec.agent.program import Program, Unusable
+from mlbench_exec.agent.steps import do
 from mlbench_exec.agent.world import World
 
 TYPE_CHECKING = False  # typing takes longer to import than most of what is imported here
@@ -150,7 +152,7 @@ class Interpreter:
             os.lseek(order, 0, os.SEEK_SET)
             asked = {"limits": limits, "language": one.language}
             self._ask(b"F", asked, (*fds, order, *places))
-            return int(self._answer(ANSWER_WITHIN_S)["pid"]), disk_fd
+            return int(pid1.PID.unpack(self._awaited(pid1.PID.size))[0]), disk_fd
         except (OSError, ValueError, frames.HostGone) as error:
             os.close(disk_fd)
             raise Refused("it doesn't answer: %r" % error) from None
@@ -161,15 +163,14 @@ class Interpreter:
 
     def reap(self, pid: int) -> tuple[float, int]:
         """Wait for an init that was killed; its CPU seconds, and its biggest process in bytes."""
-        try:
-            self._ask(b"R", {"pid": pid})
-            usage = self._answer(ANSWER_WITHIN_S)["usage"]
-        except (OSError, ValueError, frames.HostGone):
+        usage = _waited(pid)
+        if usage is None:
             try:
-                usage = os.wait4(pid, 0)[2]  # it died too, and left the init to us
-            except ChildProcessError:
-                return 0.0, 0
-        return usage[0] + usage[1], usage[2] * 1024
+                self._ask(b"R", {"pid": pid})
+                usage = self._answer()["usage"]
+            except (OSError, ValueError, frames.HostGone):
+                usage = _waited(pid)  # it died too, and left the init to us
+        return (usage[0] + usage[1], usage[2] * 1024) if usage is not None else (0.0, 0)
 
     def charged_s(self) -> float:
         """What the snippet's imports would have taken. It could only make that more."""
@@ -213,7 +214,7 @@ class Interpreter:
                 if time.monotonic() > until:
                     raise Refused("not ready within %.0f s" % START_WITHIN_S)
             try:
-                message = self._answer(ANSWER_WITHIN_S)
+                message = self._answer()
             except (OSError, ValueError, frames.HostGone):
                 raise Refused("it doesn't start: %s" % _text(said + self._said())) from None
             said += self._said()
@@ -233,16 +234,33 @@ class Interpreter:
         except BlockingIOError:
             return b""
 
-    def _ask(self, kind: bytes, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
+    def _ask(self, kind: bytes, asked: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
         rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, _packed(fds))] if fds else []
-        self._channel.sendmsg([kind], rights)
-        frames.write(self._channel.fileno(), message)
+        self._channel.sendmsg([kind + marshal.dumps(asked, frames.ANY_VERSION)], rights)
 
-    def _answer(self, within_s: float) -> dict[str, Any]:
-        if not select.select([self._channel], [], [], within_s)[0]:
-            raise OSError("no answer within %.0f s" % within_s)
+    def _answer(self) -> dict[str, Any]:
+        self._wait()
         message: dict[str, Any] = frames.read(self._channel.fileno())
         return message
+
+    def _awaited(self, size: int) -> bytes:
+        self._wait()
+        data: bytes = self._channel.recv(size, _socket.MSG_WAITALL)
+        if len(data) < size:
+            raise frames.HostGone
+        return data
+
+    def _wait(self) -> None:
+        if not select.select([self._channel], [], [], ANSWER_WITHIN_S)[0]:
+            raise OSError("no answer within %.0f s" % ANSWER_WITHIN_S)
+
+
+def _waited(pid: int) -> Any:
+    """What a process used, now that it is gone; None where it is no child of ours."""
+    try:
+        return os.wait4(pid, 0)[2]
+    except ChildProcessError:
+        return None
 
 
 def _packed(fds: tuple[int, ...]) -> bytes:
@@ -388,8 +406,7 @@ def _launch(world: World, one: Program, hook: str) -> Interpreter:
     pid = os.fork()
     if pid == 0:
         try:
-            kernel.unshare(sum(NAMESPACES.values()))
-            kernel.sethostname("mlbench")
+            do(surroundings.apart())
             view.enter(world.base, one.workdir, one.mended, 256 << 20, 256 << 20)
             os.chdir(one.workdir)
             os.umask(0o022)

@@ -32,6 +32,7 @@ MS_PRIVATE = 1 << 18
 TMPFS = MS_NOSUID | MS_NODEV  # of each that a snippet gets
 MNT_DETACH = 2
 
+MOUNT_ATTRIBUTES = struct.Struct("=4Q")  # to set, to clear, propagation, user namespace
 MOUNT_ATTR_RDONLY = 0x1
 MOUNT_ATTR_NOSUID = 0x2
 MOUNT_ATTR_NODEV = 0x4
@@ -67,7 +68,6 @@ O_READ, O_WRITE = os.O_RDONLY | os.O_CLOEXEC, os.O_WRONLY | os.O_CLOEXEC
 SYS_OPEN_TREE = 428
 SYS_MOVE_MOUNT = 429
 SYS_PIDFD_OPEN = 434
-SYS_MOUNT_SETATTR = 442
 SYS_SET_ROBUST_LIST, SYS_GET_ROBUST_LIST, SYS_RSEQ = 273, 274, 334  # on x86_64
 RSEQ_SIGNATURE = 0x53053053
 RSEQ_CPU_AT, RSEQ_FAILED = 4, -2  # what tells the C library to do without
@@ -80,14 +80,19 @@ _NUMBERS = {
     "dup3": (292, 24),
     "execve": (59, 221),
     "fchdir": (81, 50),
+    "fchmodat": (268, 53),
     "memfd_create": (319, 279),
+    "mkdirat": (258, 34),
     "mount": (165, 40),
+    "mount_setattr": (442, 442),
     "openat": (257, 56),
+    "ppoll": (271, 73),
     "pivot_root": (155, 41),
     "prctl": (157, 167),
     "prlimit64": (302, 261),
     "rt_sigaction": (13, 134),
     "seccomp": (317, 277),
+    "sethostname": (170, 161),
     "setns": (308, 268),
     "setsid": (112, 157),
     "umask": (95, 166),
@@ -138,37 +143,6 @@ def unshare(flags: int) -> None:
 
 def setns(fd: int, kind: int) -> None:
     _check(_libc.syscall(number_of("setns"), fd, kind), "setns")
-
-
-def new_pid_namespace(own: int) -> None:
-    """Have the next fork be pid 1 of a new namespace, below that behind `own`.
-
-    A process makes one child namespace only, unless it points back to its own first.
-    """
-    setns(own, CLONE_NEWPID)
-    unshare(CLONE_NEWPID)
-
-
-def mount(
-    source: str | None,
-    target: str,
-    fstype: str | None = None,
-    flags: int = 0,
-    options: str | None = None,
-) -> None:
-    def encoded(value: str | None) -> bytes | None:
-        return None if value is None else os.fsencode(value)
-
-    result = _libc.mount(
-        encoded(source), encoded(target), encoded(fstype), ctypes.c_ulong(flags), encoded(options)
-    )
-    if result == -1:
-        number = ctypes.get_errno()
-        raise Refused(number, "mount(%s on %s)" % (fstype or source, target))
-
-
-def bind(source: str, target: str, recursive: bool = False) -> None:
-    mount(source, target, None, MS_BIND | (MS_REC if recursive else 0))
 
 
 def umount(target: str) -> None:
@@ -265,31 +239,6 @@ def memfd(size: int) -> int:
     return fd
 
 
-class _MountAttr(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "userns_fd")]
-
-
-def mount_setattr(
-    path: str,
-    attributes: int,
-    recursive: bool = False,
-    fd: int = AT_FDCWD,
-    userns_fd: int = 0,
-) -> None:
-    """Add mount attributes; with `fd` and an empty path, to the mount behind `fd`."""
-    attr = _MountAttr(attributes, 0, 0, userns_fd)
-    flags = (AT_RECURSIVE if recursive else 0) | (0 if path else AT_EMPTY_PATH)
-    result = _libc.syscall(
-        SYS_MOUNT_SETATTR,
-        fd,
-        os.fsencode(path),
-        ctypes.c_uint(flags),
-        ctypes.byref(attr),
-        ctypes.c_size_t(ctypes.sizeof(attr)),
-    )
-    _check(result, "mount_setattr(%s)" % path)
-
-
 def bind_idmapped(source: str, target: str, userns_fd: int) -> None:
     """Bind `source` on `target` with owners translated by the user namespace behind the fd."""
     tree = _check(
@@ -302,7 +251,10 @@ def bind_idmapped(source: str, target: str, userns_fd: int) -> None:
         "open_tree(%s)" % source,
     )
     try:
-        mount_setattr("", MOUNT_ATTR_IDMAP, fd=tree, userns_fd=userns_fd)
+        wanted = MOUNT_ATTRIBUTES.pack(MOUNT_ATTR_IDMAP, 0, 0, userns_fd)
+        _, error = call("mount_setattr", tree, b"", AT_EMPTY_PATH, wanted, len(wanted))
+        if error:
+            raise Refused(error, "mount_setattr(%s)" % target)
         result = _libc.syscall(
             SYS_MOVE_MOUNT, tree, b"", AT_FDCWD, os.fsencode(target), MOVE_MOUNT_F_EMPTY_PATH
         )
@@ -320,11 +272,6 @@ def default_signals() -> None:
     action = ctypes.create_string_buffer(SIGACTION_BYTES)  # all zeros: SIG_DFL, no flags, no mask
     for signum in range(1, LAST_SIGNAL + 1):
         _libc.syscall(number, signum, action, None, ctypes.c_size_t(8))  # not for KILL and STOP
-
-
-def sethostname(name: str) -> None:
-    raw = os.fsencode(name)
-    _check(_libc.sethostname(raw, ctypes.c_size_t(len(raw))), "sethostname")
 
 
 def keep_capabilities() -> None:

@@ -19,6 +19,7 @@ from mlbench_exec.agent.steps import (
     Step,
     Steps,
     address,
+    mounting,
     refused,
     work_off,
     writing,
@@ -122,7 +123,7 @@ class Start:
         self._first = writing(self._proc, "self/oom_score_adj", b"1000")
         if world.nested:  # read-only: /proc/sys obeys the user id, not capabilities
             flags = kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
-            self._first += mounted(b"proc", b"/proc", flags)
+            self._first += Steps(mounting("proc", "/proc", flags))
 
     def steps(
         self, limits: dict[str, Any], cwd: int, out: int, err: int, helper_at: str | None = None
@@ -133,7 +134,7 @@ class Start:
         """
         first = self._first
         if helper_at is not None:
-            first += mounted(b"tmpfs", helper_at.encode(), kernel.TMPFS, b"size=64k,mode=0755")
+            first += Steps(mounting("tmpfs", helper_at, kernel.TMPFS, "size=64k,mode=0755"))
         settling = Steps(
             Step("umask", 0o022),
             Step("setsid"),
@@ -175,9 +176,14 @@ def entered(namespaces: list[int]) -> Steps:
     return Steps(*[Step("setns", fd, kind) for fd, kind in zip(namespaces, NAMESPACES.values())])
 
 
-def mounted(kind: bytes, target: bytes, flags: int, options: bytes | int = 0) -> Steps:
+def pid_namespace(own: int) -> Steps:
+    """For the next fork to be pid 1 of a new namespace below that behind `own`.
+
+    A process makes one child namespace only, unless it points back to its own first.
+    """
     return Steps(
-        Step("mount", kind, target, kind, flags, options, said="mount(%s)" % target.decode())
+        Step("setns", own, kernel.CLONE_NEWPID),
+        Step("unshare", kernel.CLONE_NEWPID, said="unshare(CLONE_NEWPID)"),
     )
 
 

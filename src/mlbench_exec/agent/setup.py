@@ -19,6 +19,8 @@ from mlbench_exec.agent.program import (
     Start,
     Unusable,
     capabilities_dropped,
+    entered,
+    pid_namespace,
     user_mapped,
 )
 from mlbench_exec.agent.snippet import Broken
@@ -100,7 +102,8 @@ def _enter_namespaces(world: World, spec: dict[str, Any]) -> None:
         _forget_closed_connections()
     world.own_pids = {1}
     world.own_pid_ns = os.open("/proc/self/ns/pid", os.O_RDONLY)
-    world.home = surroundings.namespaces()
+    world.pid_namespace = pid_namespace(world.own_pid_ns)
+    world.homeward = entered(surroundings.namespaces())
 
 
 def _become_pid_1() -> None:
@@ -113,7 +116,7 @@ def _become_pid_1() -> None:
         os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
-    kernel.mount("proc", "/proc", "proc", flags)
+    steps.do(steps.Steps(steps.mounting("proc", "/proc", flags)))
 
 
 def _forget_closed_connections() -> None:

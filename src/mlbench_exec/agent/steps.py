@@ -7,6 +7,7 @@ Python then copies no page for it. Where that is not known how, Python makes the
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 
 from mlbench_exec.agent import kernel
@@ -98,3 +99,61 @@ def writing(folder_fd: int, path: str, text: bytes) -> Steps:
         Step("write", 0, text, len(text), how=USES, said="write(%s)" % path),
         Step("close", 0, how=USES),
     )
+
+
+def mounting(kind: str, target: str, flags: int, options: str = "") -> Step:
+    names = kind.encode(), os.fsencode(target), kind.encode()
+    said = "mount(%s on %s)" % (kind, target)
+    return Step("mount", *names, flags, os.fsencode(options) if options else 0, said=said)
+
+
+class Maker:
+    """Makes mounts and folders in this process, and knows the steps that would make them again."""
+
+    def __init__(self) -> None:
+        self._made: list[Step] = []
+
+    def steps(self) -> Steps:
+        return Steps(*self._made)
+
+    def do(self, step: Step) -> None:
+        """Raises `kernel.Refused`, and then it isn't one of the steps."""
+        do(Steps(step))
+        self._made.append(step)
+
+    def mount(self, kind: str, target: str, flags: int, options: str = "") -> None:
+        self.do(mounting(kind, target, flags, options))
+
+    def bind(self, source: str, target: str, recursive: bool = False) -> None:
+        flags = kernel.MS_BIND | (kernel.MS_REC if recursive else 0)
+        names = os.fsencode(source), os.fsencode(target)
+        self.do(Step("mount", *names, 0, flags, said="mount(%s on %s)" % (source, target)))
+
+    def set_attributes(self, target: str, attributes: int, recursive: bool = False) -> None:
+        """Add to those of a mount."""
+        flags = kernel.AT_RECURSIVE if recursive else 0
+        wanted = kernel.MOUNT_ATTRIBUTES.pack(attributes, 0, 0, 0)
+        where = kernel.AT_FDCWD, os.fsencode(target)
+        said = "mount_setattr(%s)" % target
+        self.do(Step("mount_setattr", *where, flags, wanted, len(wanted), said=said))
+
+    def make_folder(self, path: str, mode: int = 0o777) -> None:
+        name = os.fsencode(path)
+        self.do(Step("mkdirat", kernel.AT_FDCWD, name, mode, said="mkdir(%s)" % path))
+
+    def make_folders(self, path: str) -> None:
+        """It and those above it, as far as they aren't there."""
+        if not os.path.isdir(path):
+            self.make_folders(os.path.dirname(path))
+            self.make_folder(path)
+
+    def make_file(self, path: str) -> None:
+        flags = os.O_CREAT | os.O_EXCL | kernel.O_WRITE
+        self.do(
+            Step("openat", kernel.AT_FDCWD, os.fsencode(path), flags, 0o644, how=SAVES, said=path)
+        )
+        self._made.append(Step("close", 0, how=USES))
+
+    def set_mode(self, path: str, mode: int) -> None:
+        name = os.fsencode(path)
+        self.do(Step("fchmodat", kernel.AT_FDCWD, name, mode, said="chmod(%s)" % path))

@@ -2,14 +2,16 @@
 
 The agent makes them in itself, forks what is to live in them (or hands them to a warm interpreter,
 which does), and goes home. A fork that made them would copy each page that it writes to meanwhile.
+How it made a view it knows, and makes the next one so.
 """
 
 from __future__ import annotations
 
 import os
 
-from mlbench_exec.agent import kernel, view
+from mlbench_exec.agent import view
 from mlbench_exec.agent.program import NAMESPACES, Execution, Program
+from mlbench_exec.agent.steps import Step, Steps, do
 from mlbench_exec.agent.world import World
 
 TYPE_CHECKING = False  # typing takes longer to import than most of what is imported here
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 NO_LIMIT_SHM = 8 << 30
+MOST_VIEWS = 64  # that it is remembered how to make
 
 
 def make(world: World, one: Program, limits: dict[str, Any]) -> tuple[int, list[int]]:
@@ -51,8 +54,8 @@ def fork(
         disk, cwd = _enter(world, one, limits)
         steps = world.start.steps(limits, cwd, out, err)
         execution = Execution(one, report, err)
-        kernel.new_pid_namespace(world.own_pid_ns)
-        return world.forker.start(report, steps, execution), disk
+        pid = world.forker.start(report, world.pid_namespace, steps, execution)
+        return pid, disk
     except BaseException:
         _close(disk)
         raise
@@ -71,16 +74,28 @@ def namespaces() -> list[int]:
     return [os.open("/proc/self/ns/" + name, os.O_RDONLY) for name in NAMESPACES]
 
 
+def apart() -> Steps:
+    """Namespaces of its own for this process."""
+    name = b"mlbench"
+    return Steps(Step("unshare", sum(NAMESPACES.values())), Step("sethostname", name, len(name)))
+
+
 def _enter(world: World, one: Program, limits: dict[str, Any]) -> tuple[int, int]:
-    kernel.unshare(sum(NAMESPACES.values()))
-    kernel.sethostname("mlbench")
-    shm = limits["memory"] // 2 if limits["memory"] else NO_LIMIT_SHM  # as Linux does
-    view.enter(world.base, one.workdir, one.mended, limits["disk"], shm)
+    memory, disk = limits["memory"], limits["disk"]
+    key = one.workdir, one.mended, disk, memory
+    if key in world.views:
+        world.forker.take(world.views[key])
+    else:
+        do(apart())
+        shm = memory // 2 if memory else NO_LIMIT_SHM  # as Linux does
+        made = view.enter(world.base, one.workdir, one.mended, disk, shm)
+        if len(world.views) >= MOST_VIEWS:
+            world.views.clear()
+        world.views[key] = apart() + made
     one.prepare_folder()
     folders = os.O_PATH | os.O_DIRECTORY
     return os.open("/tmp", folders), os.open(one.cwd, folders)
 
 
 def _go_home(world: World) -> None:
-    for fd, kind in zip(world.home, NAMESPACES.values()):
-        kernel.setns(fd, kind)
+    world.forker.take(world.homeward)

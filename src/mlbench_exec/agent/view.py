@@ -8,30 +8,30 @@ import stat
 from mlbench_exec.agent import kernel
 from mlbench_exec.agent.base import MENDED, SCRATCH, STASH, Base, escape, is_below, place
 from mlbench_exec.agent.kernel import TMPFS
+from mlbench_exec.agent.steps import Maker, Steps
 
 MOST_TERMINALS = 128  # of 4096 on the whole machine
 
 
-def enter(base: Base, workdir: str, mended: str | None, disk_bytes: int, shm_bytes: int) -> None:
-    """Mount the view in this process's fresh mount namespace.
+def enter(base: Base, workdir: str, mended: str | None, disk_bytes: int, shm_bytes: int) -> Steps:
+    """Mount the view in this process's fresh mount namespace; return what would do so again.
 
     `mended` names the layer to lay over the workdir's own files, or is None. Everything that
     the snippet writes goes to one tmpfs of `disk_bytes`, /dev/shm to another of `shm_bytes`.
     """
+    made = Maker()
     inodes = inodes_for(disk_bytes)
-    kernel.mount(
-        "tmpfs", SCRATCH, "tmpfs", TMPFS, "size=%d,nr_inodes=%d,mode=0755" % (disk_bytes, inodes)
-    )
+    made.mount("tmpfs", SCRATCH, TMPFS, "size=%d,nr_inodes=%d,mode=0755" % (disk_bytes, inodes))
     for name, mode in (("tmp", 0o1777), ("vartmp", 0o1777), ("home", 0o755)):
-        os.mkdir(SCRATCH + "/" + name)
-        os.chmod(SCRATCH + "/" + name, mode)
-    kernel.bind(SCRATCH + "/tmp", "/tmp")
+        made.make_folder(SCRATCH + "/" + name)
+        made.set_mode(SCRATCH + "/" + name, mode)
+    made.bind(SCRATCH + "/tmp", "/tmp")
     if os.path.isdir("/var/tmp") and not os.path.islink("/var/tmp"):
-        kernel.bind(SCRATCH + "/vartmp", "/var/tmp")
+        made.bind(SCRATCH + "/vartmp", "/var/tmp")
     if base.own_home:
         if is_below(base.home, "/tmp"):
-            os.mkdir(base.home)
-        kernel.bind(SCRATCH + "/home", base.home)
+            made.make_folder(base.home)
+        made.bind(SCRATCH + "/home", base.home)
     layers = {workdir} | (set() if base.own_home else {base.home})
     replaced = ["/tmp", "/var/tmp", base.home, workdir]
     again = [  # what lies in a folder that is being replaced has to be shown again
@@ -44,13 +44,14 @@ def enter(base: Base, workdir: str, mended: str | None, disk_bytes: int, shm_byt
     steps += again
     for number, (folder, source) in enumerate(sorted(steps, key=lambda step: len(step[0]))):
         if source is not None:
-            place(source, folder)
+            place(made, source, folder)
         else:
-            _lay_over(base, folder, mended if folder == workdir else None, number)
-    kernel.mount_setattr(MENDED, kernel.MOUNT_ATTR_RDONLY)
-    kernel.mount_setattr("/", kernel.MOUNT_ATTR_RDONLY | kernel.MOUNT_ATTR_NOSUID)
-    _cover(base)
-    _mount_devices(shm_bytes)
+            _lay_over(made, base, folder, mended if folder == workdir else None, number)
+    made.set_attributes(MENDED, kernel.MOUNT_ATTR_RDONLY)
+    made.set_attributes("/", kernel.MOUNT_ATTR_RDONLY | kernel.MOUNT_ATTR_NOSUID)
+    _cover(made, base)
+    _mount_devices(made, shm_bytes)
+    return made.steps()
 
 
 def inodes_for(disk_bytes: int) -> int:
@@ -58,44 +59,36 @@ def inodes_for(disk_bytes: int) -> int:
     return min(1000000, max(16384, disk_bytes // 4096))
 
 
-def _cover(base: Base) -> None:
+def _cover(made: Maker, base: Base) -> None:
     """Leave no second way to what was mounted: scratch's folders are to be seen in their places.
 
     Nothing is unmounted: the kernel would wait until no CPU could still be looking at it.
     """
-    kernel.mount("tmpfs", SCRATCH, "tmpfs", TMPFS | kernel.MS_RDONLY, "size=4k")
+    made.mount("tmpfs", SCRATCH, TMPFS | kernel.MS_RDONLY, "size=4k")
     if base.stash:
-        kernel.bind(SCRATCH, STASH)
+        made.bind(SCRATCH, STASH)
 
 
-def _mount_devices(shm_bytes: int) -> None:
+def _mount_devices(made: Maker, shm_bytes: int) -> None:
     """Shared memory and pseudo-terminals of its own."""
-    options = "size=%d,nr_inodes=%d,mode=1777" % (shm_bytes, 65536)
-    kernel.mount("tmpfs", "/dev/shm", "tmpfs", TMPFS, options)
+    made.mount("tmpfs", "/dev/shm", TMPFS, "size=%d,nr_inodes=%d,mode=1777" % (shm_bytes, 65536))
+    options = "newinstance,ptmxmode=0666,max=%d" % MOST_TERMINALS
     try:
-        flags = kernel.MS_NOSUID | kernel.MS_NOEXEC
-        kernel.mount(
-            "devpts",
-            "/dev/pts",
-            "devpts",
-            flags,
-            "newinstance,ptmxmode=0666,max=%d" % MOST_TERMINALS,
-        )
+        made.mount("devpts", "/dev/pts", kernel.MS_NOSUID | kernel.MS_NOEXEC, options)
     except OSError:
         pass  # a program without a terminal device still runs
 
 
-def _lay_over(base: Base, folder: str, mended: str | None, number: int) -> None:
+def _lay_over(made: Maker, base: Base, folder: str, mended: str | None, number: int) -> None:
     upper, work = "%s/upper%d" % (SCRATCH, number), "%s/work%d" % (SCRATCH, number)
-    os.mkdir(upper)
-    os.mkdir(work)
+    made.make_folder(upper)
+    made.make_folder(work)
     lower = escape(base.find(folder))
     if mended:
         lower = escape(mended) + ":" + lower
-    if not os.path.isdir(folder):
-        os.makedirs(folder)  # below a /tmp that this snippet just got
+    made.make_folders(folder)  # below a /tmp that this snippet just got
     options = "lowerdir=%s,upperdir=%s,workdir=%s,userxattr" % (lower, upper, work)
-    kernel.mount("overlay", folder, "overlay", TMPFS, options)
+    made.mount("overlay", folder, TMPFS, options)
 
 
 def mend(base: Base, workdir: str, uid: int) -> str | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import _socket
 import ctypes
 import gc
+import marshal
 import mmap
 import os
 import struct
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 CHANNEL, PAGE = 3, 4  # descriptors that the agent leaves open
 PAGE_BYTES = 4096
+MOST_ASKED_BYTES = 4096
+POLL, POLLIN = struct.Struct("=ihh"), 1
 REASON_AT, REASON_BYTES = 64, 1024
 CHARGED = struct.Struct("=d")
 STARTS = struct.Struct("=I")
@@ -89,6 +92,7 @@ def main(ahead: Any) -> None:
     server.ending = ending.Ending(ahead, version_at)
     is_plain = not server.ending.foreign and len(os.listdir("/proc/self/task")) == 1
     server.forker = pid1.Forker(is_plain)
+    server.after = told_and_asked(server.forker.pid)
     costs = {name: ahead.cost_s(name) for name in order["preload"]}
     ending.skip_libraries()
     for one in (ahead, server.ending):  # nor are these ever taken apart
@@ -101,6 +105,14 @@ def main(ahead: Any) -> None:
     server.serve()
 
 
+def told_and_asked(pid: Any) -> steps.Steps:
+    """The agent is told an init's pid, and its next request waited for."""
+    asked = ctypes.create_string_buffer(POLL.pack(CHANNEL, POLLIN, 0), POLL.size)
+    return steps.Steps(
+        steps.Step("write", CHANNEL, pid, pid1.PID.size), steps.Step("ppoll", asked, 1, 0, 0, 8)
+    )
+
+
 class _Server:
     def __init__(
         self, world: World, channel: Any, page: mmap.mmap, ahead: Any, places: list[int]
@@ -111,14 +123,14 @@ class _Server:
         self.ending: Any = None
         self.forker: Any = None
         self.start = program.Start(self.world, has_python=True)
-        self.own_pid_ns = os.open("/proc/self/ns/pid", os.O_RDONLY)
+        self.before = program.pid_namespace(os.open("/proc/self/ns/pid", os.O_RDONLY))
+        self.after = self.steps = steps.Steps()
+        self.asked: Any = None
 
     def serve(self) -> None:
         while True:
-            kind, data, _, _ = self._receive()
-            request = frames.read(CHANNEL)
+            kind, request, fds = self._receive()
             if kind == b"F":
-                fds = memoryview(data).cast("i").tolist()
                 if self._fork(request, fds):
                     return
                 for fd in fds:
@@ -129,24 +141,26 @@ class _Server:
                 self.ahead.show("resource", False)
                 frames.write(CHANNEL, {"status": status, "usage": list(usage)})
 
-    def _receive(self) -> Any:
-        kind, ancillary, flags, address = self.channel.recvmsg(
-            1, _socket.CMSG_SPACE(4 * 8), _socket.MSG_CMSG_CLOEXEC
+    def _receive(self) -> tuple[bytes, dict[str, Any], list[int]]:
+        data, ancillary, _, _ = self.channel.recvmsg(
+            MOST_ASKED_BYTES, _socket.CMSG_SPACE(4 * 8), _socket.MSG_CMSG_CLOEXEC
         )
-        if not kind:
+        if not data:
             os._exit(0)  # the agent is gone
-        data = ancillary[0][2] if ancillary else b""
-        return kind, data, flags, address
+        fds = memoryview(ancillary[0][2]).cast("i").tolist() if ancillary else []
+        return data[:1], marshal.loads(data[1:]), fds
 
     def _fork(self, request: dict[str, Any], fds: list[int]) -> bool:
         """Fork a program with an init of its own; True in the program."""
         out, err, report, order, cwd, *namespaces = fds
         helper_at = helper.RUN if request["language"] == "bash" else None
-        start = self.start.steps(request["limits"], cwd, out, err, helper_at)
-        kernel.new_pid_namespace(self.own_pid_ns)
-        pid, failure = self.forker.copy(report, program.entered(namespaces) + start)
+        if (request, fds) != self.asked:
+            self.asked = request, fds
+            start = self.start.steps(request["limits"], cwd, out, err, helper_at)
+            self.steps = program.entered(namespaces) + start
+        # Until it is asked again it runs nothing in Python, which would copy what a fork shares.
+        pid, failure = self.forker.copy(report, self.before, self.steps, self.after)
         if pid:
-            frames.write(CHANNEL, {"pid": pid})
             return False
         with _telling(report):
             if failure is not None:

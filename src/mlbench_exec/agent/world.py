@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from mlbench_exec.agent import pid1, program
+from mlbench_exec.agent import pid1, program, steps
 from mlbench_exec.agent.base import Base
 from mlbench_exec.agent.meter import Counters, own_cgroups
 
@@ -26,9 +26,14 @@ class World:
         self.variables: dict[str, str] = spec["variables"]
         self.control_fd = control_fd
         self.own_pid_ns = -1
+        self.pid_namespace = self.homeward = (
+            steps.Steps()
+        )  # to a snippet's, and back to the agent's
+        self.views: dict[
+            tuple[Any, ...], steps.Steps
+        ] = {}  # made before, by what makes them differ
         self.start: program.Start  # the last two are made in the sandbox's own namespaces
         self.forker: pid1.Forker  # nested level
-        self.home: list[int] = []  # the other namespaces of the agent that snippets don't share
         self.memory_bytes = 0  # charged to this sandbox while no snippet runs
         self.owner: list[int] | None = None  # user and group of the first workdir
         self.uid, self.gid = os.getuid(), os.getgid()
