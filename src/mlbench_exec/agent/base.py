@@ -8,6 +8,7 @@ A new root on a small tmpfs, into which the host's or the container's folders ar
     /.mlbench/probe       a folder to try the sandbox on before it serves
     /.mlbench/bin         a `python` for interpreters whose folder has only `python3`
     /.mlbench/warm        what a warm interpreter starts with, and the fronts that call one
+    /.mlbench/nothing     an empty folder, to cover others with
     /.mlbench/run         where a snippet's fronts find their helper
 """
 
@@ -34,6 +35,7 @@ SCRATCH = HIDDEN + "/scratch"
 SHIMS = HIDDEN + "/bin"
 PROBE = HIDDEN + "/probe"
 WARM = HIDDEN + "/warm"
+NOTHING = HIDDEN + "/nothing"
 
 MOUNT_POINTS = ("/mnt", "/media", "/srv", "/boot", "/tmp", "/var/tmp", "/home", "/opt")
 NOT_COPIED = {"proc", "sys", "dev", "tmp", ".mlbench"}
@@ -112,12 +114,15 @@ def build(base: Base, idmap: IdMapper | None = None) -> None:
         SHIMS,
         PROBE + "/d",
         WARM,
+        NOTHING,
         HIDDEN + "/run",
     ):
         os.makedirs(root + folder)
     names = sorted(os.listdir("/")) if base.container else SYSTEM_FOLDERS
     for name in names:
-        if name not in NOT_COPIED:
+        if "/" + name == root:
+            os.mkdir(root + root)  # it is empty
+        elif name not in NOT_COPIED:
             _show(made, "/" + name, root + "/" + name)
     if not base.container:
         _make_etc(made, base, root)

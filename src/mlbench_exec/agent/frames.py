@@ -10,14 +10,20 @@ from __future__ import annotations
 import marshal
 import os
 
-try:
-    from _json import encode_basestring_ascii as _quoted
-except ImportError:
-    from json.encoder import encode_basestring_ascii as _quoted
-
 TYPE_CHECKING = False  # nor is typing
 if TYPE_CHECKING:
     from typing import Any
+
+encode: Any  # from a message and 0 to parts of its text
+try:
+    from _json import encode_basestring_ascii, make_encoder
+
+    # As json.encoder calls it: compact, sorting and skipping nothing, and no NaN.
+    encode = make_encoder(None, repr, encode_basestring_ascii, None, ":", ",", False, False, False)
+except (ImportError, TypeError):  # a Python that has it no more, or makes it otherwise
+    from json import JSONEncoder
+
+    encode = JSONEncoder(separators=(",", ":"), allow_nan=False).iterencode
 
 IN, OUT = 0, 1  # the host is at the other end of stdin and stdout
 MAX_INCOMING = 128 << 20  # the host is trusted, its frames are still bounded
@@ -57,21 +63,7 @@ def write(fd: int, message: dict[str, Any]) -> None:
 
 
 def tell_host(message: dict[str, Any]) -> None:
-    _send(OUT, json_of(message).encode("ascii"))
-
-
-def json_of(value: Any) -> str:
-    """JSON of what a message holds: texts, numbers, and lists and mappings of them."""
-    if isinstance(value, str):
-        return _quoted(value)
-    if isinstance(value, dict):
-        pairs = ["%s:%s" % (_quoted(key), json_of(one)) for key, one in value.items()]
-        return "{%s}" % ",".join(pairs)
-    if isinstance(value, (list, tuple)):
-        return "[%s]" % ",".join([json_of(one) for one in value])
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return repr(value)
+    _send(OUT, "".join(encode(message, 0)).encode("ascii"))
 
 
 def _send(fd: int, payload: bytes) -> None:

@@ -97,6 +97,7 @@ _NUMBERS = {
     "setsid": (112, 157),
     "umask": (95, 166),
     "unshare": (272, 97),
+    "utimensat": (280, 88),
     "write": (1, 64),
 }
 _MACHINES = ("x86_64", "aarch64")

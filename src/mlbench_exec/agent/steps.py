@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Failure = Tuple["Step", int]  # and its errno
 
 STEP = struct.Struct("=8q")  # a call's number, six arguments, and how to make it
+TIMES = struct.Struct("=4q")
 USES, SAVES = 1, 2  # the result saved last, as its first argument; its own result
 
 
@@ -116,10 +117,10 @@ class Maker:
     def steps(self) -> Steps:
         return Steps(*self._made)
 
-    def do(self, step: Step) -> None:
-        """Raises `kernel.Refused`, and then it isn't one of the steps."""
-        do(Steps(step))
-        self._made.append(step)
+    def do(self, *steps: Step) -> None:
+        """Raises `kernel.Refused`, and then they aren't among its own."""
+        do(Steps(*steps))
+        self._made += steps
 
     def mount(self, kind: str, target: str, flags: int, options: str = "") -> None:
         self.do(mounting(kind, target, flags, options))
@@ -147,13 +148,19 @@ class Maker:
             self.make_folders(os.path.dirname(path))
             self.make_folder(path)
 
-    def make_file(self, path: str) -> None:
-        flags = os.O_CREAT | os.O_EXCL | kernel.O_WRITE
+    def make_file(self, path: str, data: bytes = b"") -> None:
+        name, flags = os.fsencode(path), os.O_CREAT | os.O_EXCL | kernel.O_WRITE
         self.do(
-            Step("openat", kernel.AT_FDCWD, os.fsencode(path), flags, 0o644, how=SAVES, said=path)
+            Step("openat", kernel.AT_FDCWD, name, flags, 0o644, how=SAVES, said=path),
+            Step("write", 0, data, len(data), how=USES, said="write(%s)" % path),
+            Step("close", 0, how=USES),
         )
-        self._made.append(Step("close", 0, how=USES))
 
     def set_mode(self, path: str, mode: int) -> None:
         name = os.fsencode(path)
         self.do(Step("fchmodat", kernel.AT_FDCWD, name, mode, said="chmod(%s)" % path))
+
+    def set_times(self, path: str, accessed_ns: int, modified_ns: int) -> None:
+        times = TIMES.pack(*divmod(accessed_ns, 10**9), *divmod(modified_ns, 10**9))
+        name = os.fsencode(path)
+        self.do(Step("utimensat", kernel.AT_FDCWD, name, times, 0, said="utime(%s)" % path))

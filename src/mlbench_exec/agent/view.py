@@ -6,11 +6,21 @@ import os
 import stat
 
 from mlbench_exec.agent import kernel
-from mlbench_exec.agent.base import MENDED, SCRATCH, STASH, Base, escape, is_below, place
+from mlbench_exec.agent.base import (
+    MENDED,
+    NOTHING,
+    SCRATCH,
+    STASH,
+    Base,
+    escape,
+    is_below,
+    place,
+)
 from mlbench_exec.agent.kernel import TMPFS
 from mlbench_exec.agent.steps import Maker, Steps
 
 MOST_TERMINALS = 128  # of 4096 on the whole machine
+MOST_COPIED_FILES, MOST_COPIED_BYTES = 8, 16384
 
 
 def enter(base: Base, workdir: str, mended: str | None, disk_bytes: int, shm_bytes: int) -> Steps:
@@ -28,11 +38,12 @@ def enter(base: Base, workdir: str, mended: str | None, disk_bytes: int, shm_byt
     made.bind(SCRATCH + "/tmp", "/tmp")
     if os.path.isdir("/var/tmp") and not os.path.islink("/var/tmp"):
         made.bind(SCRATCH + "/vartmp", "/var/tmp")
-    if base.own_home:
-        if is_below(base.home, "/tmp"):
-            made.make_folder(base.home)
+    if base.own_home and is_below(base.home, "/tmp"):
+        made.make_folder(base.home)
+    has_copy = base.home != workdir and _copy_home(made, base)
+    if base.own_home or has_copy:
         made.bind(SCRATCH + "/home", base.home)
-    layers = {workdir} | (set() if base.own_home else {base.home})
+    layers = {workdir} | (set() if base.own_home or has_copy else {base.home})
     replaced = ["/tmp", "/var/tmp", base.home, workdir]
     again = [  # what lies in a folder that is being replaced has to be shown again
         (entry["target"], "%s/%d" % (STASH, number))
@@ -54,6 +65,46 @@ def enter(base: Base, workdir: str, mended: str | None, disk_bytes: int, shm_byt
     return made.steps()
 
 
+def _copy_home(made: Maker, base: Base) -> bool:
+    """Copy the home's files, where these are few: a layer over them takes longer to make."""
+    files = [] if base.own_home else _plain_files(base.home, base.uid)
+    if not files:
+        return False
+    folder = SCRATCH + "/home"
+    for path, _, data in files[1:]:
+        made.make_file(folder + "/" + os.path.basename(path), data)
+    for path, status, _ in reversed(files):
+        copy = os.path.normpath(folder + path[len(base.home) :])
+        made.set_mode(copy, stat.S_IMODE(status.st_mode))
+        made.set_times(copy, status.st_atime_ns, status.st_mtime_ns)
+    return True
+
+
+def _plain_files(folder: str, uid: int) -> list[tuple[str, os.stat_result, bytes]]:
+    """A folder and its files; none if there are others than a few plain and small ones in it."""
+    found: list[tuple[str, os.stat_result, bytes]] = []
+    size = 0
+    try:
+        names = sorted(os.listdir(folder))[: MOST_COPIED_FILES + 1]
+        for path in [folder] + [os.path.join(folder, name) for name in names]:
+            status = os.lstat(path)
+            is_plain = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+            is_ours = (status.st_uid, status.st_gid) == (uid, os.getgid())
+            if not (is_plain or path == folder) or not is_ours or os.listxattr(path):
+                return []
+            size += status.st_size if is_plain else 0
+            if len(found) > MOST_COPIED_FILES or size > MOST_COPIED_BYTES:
+                return []
+            data = b""
+            if is_plain:
+                with open(path, "rb") as file:
+                    data = file.read(MOST_COPIED_BYTES)
+            found.append((path, status, data))
+    except OSError:
+        return []
+    return found
+
+
 def inodes_for(disk_bytes: int) -> int:
     """How many files go with a limit on bytes."""
     return min(1000000, max(16384, disk_bytes // 4096))
@@ -64,9 +115,8 @@ def _cover(made: Maker, base: Base) -> None:
 
     Nothing is unmounted: the kernel would wait until no CPU could still be looking at it.
     """
-    made.mount("tmpfs", SCRATCH, TMPFS | kernel.MS_RDONLY, "size=4k")
-    if base.stash:
-        made.bind(SCRATCH, STASH)
+    for folder in (SCRATCH, STASH) if base.stash else (SCRATCH,):
+        made.bind(NOTHING, folder)
 
 
 def _mount_devices(made: Maker, shm_bytes: int) -> None:
