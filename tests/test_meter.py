@@ -258,6 +258,58 @@ def test_a_single_thread_sleeps_until_it_runs_or_wants_to(
     assert not meter.is_asleep
 
 
+def asleep(machine: Machine) -> Meter:
+    machine.thread(FIRST_PID, FIRST_PID, 0.02, 0, "S")
+    machine.usage(0.02)
+    meter = machine.meter()
+    meter.begin(machine.time)
+    machine.tick(meter)
+    machine.tick(meter)
+    assert meter.is_asleep
+    return meter
+
+
+def test_who_sleeps_on_is_seen_at_a_look_that_costs_little(machine: Machine) -> None:
+    """Time goes on, and is none that it was kept from running in; then it runs again."""
+    meter = asleep(machine)
+    before = meter.ran_s
+    for _ in range(20):
+        machine.time += 0.1
+        assert meter.is_still()
+    assert meter.is_asleep
+    machine.thread(FIRST_PID, FIRST_PID, 0.12, 0, "S")
+    machine.usage(0.12)
+    machine.time += 0.1
+    assert not meter.is_still()
+    machine.tick(meter, 0.0)
+    assert meter.ran_s - before == pytest.approx(0.1)
+    assert meter.stalled_s == 0
+
+
+@pytest.mark.parametrize(
+    ("ran", "waited", "state"), [(0.02, 0, "R"), (0.02, 0, "D"), (0.03, 0, "S"), (0.02, 0.01, "S")]
+)
+def test_who_woke_up_is_not_taken_to_sleep_on(
+    machine: Machine, ran: float, waited: float, state: str
+) -> None:
+    """It ran, waited, or is about to."""
+    meter = asleep(machine)
+    machine.time += 0.1
+    assert meter.is_still()
+    machine.thread(FIRST_PID, FIRST_PID, ran, waited, state)
+    machine.time += 0.1
+    assert not meter.is_still()
+
+
+def test_who_has_gone_or_was_not_asleep_is_not_taken_to_sleep_on(machine: Machine) -> None:
+    """Only a look at everything tells more."""
+    meter = asleep(machine)
+    machine.end(FIRST_PID)
+    assert not meter.is_still()
+    machine.tick(meter)
+    assert not meter.is_still()
+
+
 def test_two_threads_are_never_taken_to_be_asleep(machine: Machine) -> None:
     """What they do between looks that are far apart is less certain."""
     machine.thread(FIRST_PID, FIRST_PID, 0.01, 0, "S")
@@ -283,6 +335,44 @@ def pauses(pid: int) -> int:
     """How often a process went to sleep."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(one.split()[1]) for one in lines if one.startswith("voluntary_ctxt"))
+
+
+AWAKENED = b"""
+import sys, time
+time.sleep(0.8)
+some = b"x" * (400 << 20)
+time.sleep(0.4)
+print(len(some))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio
+@pytest.mark.parametrize("warm", [False, True])
+async def test_who_takes_too_much_after_a_sleep_is_stopped(workdir: str, warm: bool) -> None:
+    """Also where the sandbox's cgroup has room for a warm interpreter."""
+    here = Environment(
+        name="a",
+        github_ids=(1,),
+        repo="a",
+        workdir=workdir,
+        python=PYTHON,
+        preload=("calendar",) * warm,
+    )
+    limits = Limits(memory_bytes=256 << 20)
+    async with LocalBackend(limits=limits, preload_bytes=(512 << 20) * warm) as backend:
+        sandbox = await backend.open(here, 0)
+        job = Job(
+            environment=here,
+            path="",
+            language="python",
+            code=AWAKENED,
+            time_limit_s=10,
+            limits=limits,
+        )
+        seen = await sandbox.run(job, lambda cpus: None)
+        await sandbox.aclose()
+    assert (seen.limit, seen.stdout, seen.warm) == ("memory", "", warm)
 
 
 @pytest.mark.slow

@@ -167,6 +167,38 @@ class Meter:
         )
         return True
 
+    def is_still(self) -> bool:
+        """A look that costs little: whether the one thread that slept at the last one sleeps on.
+
+        Where it does, nothing has happened meanwhile: nobody was there to do it.
+        """
+        if not self.is_asleep:
+            return False
+        ((pid, tid), thread), *_ = self._look.threads.items()
+        told = _read("%s/%d/task/%d/schedstat" % (self._proc, pid, tid)).split()
+        if told[:3] != [b"%d" % one for one in (thread.ran, thread.waited, thread.turns)]:
+            return False
+        if self._state((pid, tid)) != b"S":
+            return False
+        now = self._now()
+        dt, own_waited = now - self._last, self._own_times()[1]
+        if dt <= 0:
+            return True
+        waited, self._own_waited, self._last = own_waited - self._own_waited, own_waited, now
+        self.clock.add(
+            dt,
+            0.0,
+            0.0,
+            (0, 0),
+            self._look.cpus,
+            runners=0,
+            worked_s=0.0,
+            used_s=0.0,
+            is_complete=True,
+            own_delay_s=waited / 1e9,
+        )
+        return True
+
     def _take_look(self, span: int) -> Look:
         ran = waited = worked = ready = runners = 0
         threads: dict[Key, Seen] = {}

@@ -314,6 +314,9 @@ class _Running:
     def _sample(self) -> None:
         if self.interpreter and self.interpreter.refusal() is not None:
             self.failure = "refused"
+        if self._asleep and self._told == 0.0 and self.meter.is_still():
+            self._asleep += 1
+            return
         if self.meter.sample() and self.has_started:
             may_wait = self.world.nested and self.world.counters.has_memory
             self._asleep = self._asleep + 1 if may_wait and self.meter.is_asleep else 0
