@@ -1,18 +1,28 @@
 """A snippet and its init, forked by machine code and by two forks, cold and warm."""
 
+import errno
+import os
 import platform
+import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
+import anyio
+import anyio.to_thread
 import pytest
 
 from mlbench_exec import wire
+from mlbench_exec.agent import kernel
 from mlbench_exec.backends.local import LocalBackend
-from mlbench_exec.environments import Environment
+from mlbench_exec.environments import Environment, Mount
+from mlbench_exec.errors import BackendUnavailable, EnvironmentUnusable, SandboxFailed
+from mlbench_exec.samples import Language
 from mlbench_exec.sandbox import Job, Limits, Observation, Sandbox
 
-pytestmark = [pytest.mark.slow, pytest.mark.asyncio]
+pytestmark = pytest.mark.slow
 LIMITS = Limits(memory_bytes=1 << 30, pids=64)
 CHECKED = 'kernel.machine() != "x86_64"'
 # What a program may ask of its C library, which doesn't know that it was forked.
@@ -56,33 +66,42 @@ ENDS = {
 }
 
 
-@pytest.fixture(params=["machine code", "two forks"])
+@pytest.fixture(params=["machine code", "two forks", "steps only"])
 def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How an agent forks: as it does here, or as it does where it can't do that."""
+    """How an agent forks: as it does here, or as it does where it can't do all of that."""
     if request.param == "two forks":
-        by_two_forks(monkeypatch)
+        alter(monkeypatch, "pid1", CHECKED, "True", count=2)
     elif platform.machine() != "x86_64":
         pytest.skip("the machine code is x86_64's")
+    elif request.param == "steps only":
+        alter(monkeypatch, "pid1", "kernel.is_new_glibc()", "False")
     return str(request.param)
 
 
-def by_two_forks(patch: pytest.MonkeyPatch) -> None:
+def alter(patch: pytest.MonkeyPatch, module: str, old: str, new: str, count: int = 1) -> None:
     sources = wire.agent_sources()
-    assert sources["pid1"].count(CHECKED) == 2
-    sources["pid1"] = sources["pid1"].replace(CHECKED, "True")
+    assert sources[module].count(old) == count
+    sources[module] = sources[module].replace(old, new)
     bundle = wire.bundle_of(sources)
     patch.setattr(wire, "agent_sources", lambda: sources)
     patch.setattr(wire, "agent_bundle", lambda: bundle)
 
 
 @asynccontextmanager
-async def opened(workdir: str, *, warm: bool) -> AsyncIterator[tuple[Sandbox, Environment]]:
+async def opened(
+    workdir: str,
+    *,
+    warm: bool = False,
+    python: str = sys.executable,
+    mounts: tuple[Mount, ...] = (),
+) -> AsyncIterator[tuple[Sandbox, Environment]]:
     environment = Environment(
         name="e",
         github_ids=(1,),
         repo="e",
         workdir=workdir,
-        python=sys.executable,
+        python=python,
+        mounts=mounts,
         preload=("typing",) if warm else (),  # which has classes among its modules
     )
     backend = LocalBackend(limits=LIMITS, preload_bytes=(256 << 20) * warm)
@@ -94,12 +113,14 @@ async def opened(workdir: str, *, warm: bool) -> AsyncIterator[tuple[Sandbox, En
             await sandbox.aclose()
 
 
-async def run(place: tuple[Sandbox, Environment], code: str) -> Observation:
+async def run(
+    place: tuple[Sandbox, Environment], code: str, language: Language = "python"
+) -> Observation:
     sandbox, environment = place
     job = Job(
         environment=environment,
         path="",
-        language="python",
+        language=language,
         code=code.encode(),
         time_limit_s=20.0,
         limits=LIMITS,
@@ -108,6 +129,7 @@ async def run(place: tuple[Sandbox, Environment], code: str) -> Observation:
 
 
 @pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.asyncio
 async def test_a_snippet_and_its_init_are_the_same_however_they_were_forked(
     workdir: str, how: str, warm: bool
 ) -> None:
@@ -123,3 +145,207 @@ async def test_a_snippet_and_its_init_are_the_same_however_they_were_forked(
         assert seen.stdout == "['1', '2']\n", seen
         commands = await run(place, "print(open('/proc/1/comm').read())")
         assert (commands.stdout.strip() == "init") == (how == "machine code"), commands
+
+
+SHELL = f'#!/bin/sh\nexec {sys.executable} "$@"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "said"),
+    [
+        ("#!/bin/true\n", 0o644, "Permission denied"),
+        ("no program\n", 0o755, "Exec format error"),
+    ],
+)
+@pytest.mark.asyncio
+async def test_a_python_that_is_none_ends_the_snippet(
+    workdir: str, tmp_path: Path, how: str, text: str, mode: int, said: str
+) -> None:
+    """As a shell would have it: with 126, and the reason where the program would have said it."""
+    python = tmp_path / "python"
+    python.write_text(SHELL)
+    python.chmod(0o755)
+    async with opened(workdir, python=str(python)) as place:
+        python.write_text(text)
+        python.chmod(mode)
+        for _ in range(2):
+            seen = await run(place, "pass")
+            told = f"mlbench-exec: python: {said}\n"
+            assert (seen.exit_code, seen.stdout, seen.stderr) == (126, "", told), seen
+        assert (await run(place, "echo on", "bash")).stdout == "on\n"
+
+
+@pytest.mark.asyncio
+async def test_a_missing_interpreter_is_the_environments_fault(
+    workdir: str, tmp_path: Path, how: str
+) -> None:
+    """It is named, and the sandbox serves the next snippet."""
+    python = tmp_path / "python"
+    python.write_text(SHELL)
+    python.chmod(0o755)
+    async with opened(workdir, python=str(python)) as place:
+        python.write_text("#!/no/such/interpreter\n")
+        with pytest.raises(EnvironmentUnusable, match=f"{python} can't be started"):
+            await run(place, "pass")
+        assert (await run(place, "echo on", "bash")).stdout == "on\n"
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [("echo a\0b", "embedded null byte"), ("#" * 200_000, "Argument list too long")],
+    ids=["NUL", "too long"],
+)
+@pytest.mark.asyncio
+async def test_bash_that_cannot_be_given_its_script(
+    workdir: str, how: str, warm: bool, code: str, said: str
+) -> None:
+    """Ends with 126 and the reason."""
+    async with opened(workdir, warm=warm) as place:
+        seen = await run(place, code, "bash")
+        assert (seen.exit_code, seen.stdout) == (126, ""), seen
+        assert seen.stderr == f"mlbench-exec: bash: {said}\n"
+
+
+@pytest.fixture
+def going_nowhere(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    alter(monkeypatch, "program", 'Step("fchdir", cwd)', 'Step("fchdir", 999)')
+
+
+@pytest.mark.usefixtures("going_nowhere")
+@pytest.mark.asyncio
+async def test_a_step_that_fails_is_named(workdir: str) -> None:
+    """Before anything runs without it."""
+    with pytest.raises(BackendUnavailable, match="fchdir: Bad file descriptor"):
+        async with opened(workdir):
+            pass
+
+
+VIEW = """
+import os
+for line in open("/proc/self/mountinfo"):
+    fields = line.split()
+    print(*fields[3:6], *fields[fields.index("-") + 1:])
+for path in ("~", "~/m", "/tmp", "/tmp/m", "/var/tmp", "/dev/shm", ".", "r", "r/file"):
+    status = os.stat(os.path.expanduser(path))
+    print(path, oct(status.st_mode), status.st_uid, status.st_gid)
+for path in (".", "/tmp", os.path.expanduser("~"), "/.mlbench", "/"):
+    print(path, sorted(os.listdir(path)))
+"""
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.asyncio
+async def test_a_view_that_is_made_again_is_the_same(
+    workdir: str, tmp_path: Path, how: str, warm: bool
+) -> None:
+    """The first is made step by step, the later ones at once, with all that is mounted in them."""
+    repo, data = tmp_path / "repo", tmp_path / "data"
+    for folder in (repo, data):
+        folder.mkdir(mode=0o755)
+    (data / "file").write_text("x")
+    mounts = tuple(
+        Mount(source=str(data), target=target)
+        for target in (f"{repo}/r", "/tmp/m", "/home/mlbench/m")
+    )
+    async with opened(str(repo), warm=warm, mounts=mounts) as place:
+        first = await run(place, VIEW)
+        assert first.exit_code == 0, first
+        for _ in range(3):
+            assert (await run(place, VIEW)).stdout == first.stdout
+
+
+@pytest.mark.asyncio
+async def test_a_view_that_cannot_be_made_again_is_made_anew(
+    workdir: str, tmp_path: Path, how: str
+) -> None:
+    """A folder that the first one found in a writable mount is gone, or there by now."""
+    outer, inner = tmp_path / "outer", tmp_path / "inner"
+    for folder in (outer, inner):
+        folder.mkdir()
+        folder.chmod(0o777)
+    mounts = (
+        Mount(source=str(outer), target="/home/mlbench/outer", mode="rw"),
+        Mount(source=str(inner), target="/home/mlbench/outer/inner"),
+    )
+    async with opened(workdir, mounts=mounts) as place:
+        for _ in range(3):
+            seen = await run(place, "ls -d ~/outer/*", "bash")
+            assert seen.stdout == "/home/mlbench/outer/inner\n", seen
+        (outer / "inner").rmdir()
+        for _ in range(2):
+            seen = await run(place, "ls -d ~/outer/*", "bash")
+            assert seen.stdout == "/home/mlbench/outer/inner\n", seen
+
+
+@pytest.mark.asyncio
+async def test_a_snippets_peak_of_memory_is_not_its_agents(workdir: str, how: str) -> None:
+    """An agent that once held a lot lends its memory to the next snippet, not its peak."""
+    large = "import sys; sys.stdout.write('x' * (60 << 20))"
+    async with opened(workdir) as place:
+        before = (await run(place, "pass")).peak_memory_bytes
+        await run(place, large)
+        assert (await run(place, "pass")).peak_memory_bytes < before + (8 << 20)
+
+
+def inits() -> set[int]:
+    """Processes that are pid 1 in a namespace below an agent's of ours."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            lines = (folder / "status").read_text().splitlines()
+        except OSError:  # it has just ended
+            continue
+        pids = next(line.split()[1:] for line in lines if line.startswith("NSpid:"))
+        if len(pids) == 3 and pids[-1] == "1":
+            found.add(int(pids[0]))
+    return found
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.asyncio
+async def test_an_init_that_is_killed_is_missed_at_once(workdir: str, how: str, warm: bool) -> None:
+    """Nobody else keeps open what it would have told on: it isn't the snippet's own limit."""
+    async with opened(workdir, warm=warm) as place, anyio.create_task_group() as group:
+        await run(place, "pass")
+        before = inits()
+
+        def kill() -> None:
+            until = time.monotonic() + 10
+            while not inits() - before and time.monotonic() < until:
+                time.sleep(0.05)
+            time.sleep(0.3)  # until the snippet has started
+            for pid in inits() - before:
+                os.kill(pid, signal.SIGKILL)
+
+        group.start_soon(anyio.to_thread.run_sync, kill)
+        with pytest.raises(SandboxFailed, match="init process died"), anyio.fail_after(10):
+            await run(place, "import time; time.sleep(15)")
+
+
+@pytest.mark.asyncio
+async def test_a_warm_snippet_leaves_no_memory_behind(workdir: str, how: str) -> None:
+    """What it wrote goes with it: the interpreter it was forked from has nothing of it open."""
+    async with opened(workdir, warm=True) as place:
+        for _ in range(3):
+            seen = await run(place, "open('/tmp/x', 'wb').write(b'x' * (64 << 20))")
+            assert (seen.exit_code, seen.warm) == (0, True), seen
+            assert place[0].reusable
+            before = anyio.current_time()
+            await run(place, "pass")
+            assert anyio.current_time() - before < 0.9  # it would be waited for
+
+
+def test_magic_links_lead_nowhere(tmp_path: Path) -> None:
+    """A folder that a snippet could name isn't opened through what its agent has open."""
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        (tmp_path / "link").symlink_to(f"/proc/self/fd/{fd}")
+        (tmp_path / "plain").symlink_to(tmp_path)
+        flags = os.O_PATH | os.O_DIRECTORY
+        os.close(kernel.open_plainly(str(tmp_path / "plain"), flags))
+        with pytest.raises(kernel.Refused) as raised:
+            kernel.open_plainly(str(tmp_path / "link"), flags)
+        assert raised.value.errno == errno.ELOOP
+    finally:
+        os.close(fd)

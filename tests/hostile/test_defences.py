@@ -58,7 +58,7 @@ def without_profile(patch: Patch) -> None:
 
 def without_no_new_privileges(patch: Patch) -> None:
     without_filter(patch)  # which can't be set without it
-    alter_agent(patch, "program", "kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)", "pass")
+    alter_agent(patch, "program", "Steps(prctl(kernel.PR_SET_NO_NEW_PRIVS, 1))", "Steps()")
     config = docker.DockerBackend._config
 
     def fewer(self: docker.DockerBackend, *arguments: Any, **fields: Any) -> dict[str, Any]:
@@ -74,36 +74,32 @@ def without_ipc_namespace(patch: Patch) -> None:
 
 
 def without_pid_namespace(patch: Patch) -> None:
-    alter_agent(patch, "kernel", "    unshare(CLONE_NEWPID)\n", "")
+    step = '        Step("unshare", kernel.CLONE_NEWPID, said="unshare(CLONE_NEWPID)"),\n'
+    alter_agent(patch, "program", step, "")
 
 
 def without_mount_namespace(patch: Patch) -> None:
-    whole = "kernel.unshare(sum(NAMESPACES.values()))"
-    alter_agent(patch, "surroundings", whole, "kernel.unshare(kernel.CLONE_NEWIPC)")
+    alter_agent(patch, "surroundings", "sum(NAMESPACES.values())", 'NAMESPACES["ipc"]')
 
 
 def without_uts_namespace(patch: Patch) -> None:
     alter_agent(patch, "program", '    "uts": kernel.CLONE_NEWUTS,\n', "")
-    named = '    kernel.sethostname("mlbench")\n'
+    named = ', Step("sethostname", name, len(name))'
     alter_agent(patch, "surroundings", named, "")  # or it would name us
 
 
 def without_user_namespace(patch: Patch) -> None:
-    alter_agent(
-        patch,
-        "program",
-        "        kernel.unshare(kernel.CLONE_NEWUSER)\n"
-        "        map_user(world.inner_uid, world.uid, world.inner_gid, world.gid, outer_proc)\n",
-        "        pass\n",
-    )
+    step = 'Step("unshare", kernel.CLONE_NEWUSER, said="unshare(CLONE_NEWUSER)")'
+    alter_agent(patch, "program", step, "")
+    alter_agent(patch, "program", "steps += user_mapped(", "lambda: user_mapped(")
 
 
 def without_overlay(patch: Patch) -> None:
     alter_agent(
         patch,
         "view",
-        'kernel.mount("overlay", folder, "overlay", TMPFS, options)',
-        "kernel.bind(base.find(folder), folder)",
+        'made.mount("overlay", folder, TMPFS, options)',
+        "made.bind(base.find(folder), folder)",
     )
     alter_agent(patch, "base", 'recursive=True, rw=entry["rw"]', "recursive=True, rw=True")
 

@@ -121,7 +121,7 @@ def build(base: Base, idmap: IdMapper | None = None) -> None:
     names = sorted(os.listdir("/")) if base.container else SYSTEM_FOLDERS
     for name in names:
         if "/" + name == root:
-            os.mkdir(root + root)  # it is empty
+            os.makedirs(root + root, exist_ok=True)  # it is empty, or not copied anyway
         elif name not in NOT_COPIED:
             _show(made, "/" + name, root + "/" + name)
     if not base.container:

@@ -18,12 +18,12 @@ encode: Any  # from a message and 0 to parts of its text
 try:
     from _json import encode_basestring_ascii, make_encoder
 
-    # As json.encoder calls it: compact, sorting and skipping nothing, and no NaN.
-    encode = make_encoder(None, repr, encode_basestring_ascii, None, ":", ",", False, False, False)
+    # As json.encoder calls it: compact, sorting and skipping nothing. NaN is the host's to refuse.
+    encode = make_encoder(None, repr, encode_basestring_ascii, None, ":", ",", False, False, True)
 except (ImportError, TypeError):  # a Python that has it no more, or makes it otherwise
     from json import JSONEncoder
 
-    encode = JSONEncoder(separators=(",", ":"), allow_nan=False).iterencode
+    encode = JSONEncoder(separators=(",", ":")).iterencode
 
 IN, OUT = 0, 1  # the host is at the other end of stdin and stdout
 MAX_INCOMING = 128 << 20  # the host is trusted, its frames are still bounded

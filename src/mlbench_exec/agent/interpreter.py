@@ -255,6 +255,17 @@ class Interpreter:
             raise OSError("no answer within %.0f s" % ANSWER_WITHIN_S)
 
 
+def _end_all_but(own: set[int]) -> None:
+    """End what an interpreter had forked and could not tell of: it is our child now."""
+    for pid in [int(name) for name in os.listdir("/proc") if name.isdigit()]:
+        if pid not in own:
+            try:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            except (ProcessLookupError, ChildProcessError):
+                pass  # it is gone with the init that it had
+
+
 def _waited(pid: int) -> Any:
     """What a process used, now that it is gone; None where it is no child of ours."""
     try:
@@ -317,6 +328,7 @@ class Interpreters:
                 del self._warm[name]
         world.own_pids.discard(interpreter.pid)
         interpreter.end()
+        _end_all_but(world.own_pids)
         world.memory_bytes = world.counters.memory_bytes()
 
     def _start(

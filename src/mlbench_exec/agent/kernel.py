@@ -51,6 +51,7 @@ PR_CAP_AMBIENT_CLEAR_ALL = 4
 SECBITS_ALL_LOCKED = 0xEF  # no root fixup, no setuid fixup, no keepcaps, no ambient; all locked
 
 AT_FDCWD = -100
+OPEN_HOW, RESOLVE_NO_MAGICLINKS = struct.Struct("=3Q"), 2
 AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
 OPEN_TREE_CLONE = 1
@@ -86,6 +87,7 @@ _NUMBERS = {
     "mount": (165, 40),
     "mount_setattr": (442, 442),
     "openat": (257, 56),
+    "openat2": (437, 437),
     "ppoll": (271, 73),
     "pivot_root": (155, 41),
     "prctl": (157, 167),
@@ -222,6 +224,17 @@ def make_executable(address: int, size: int) -> None:
     """Have memory read and executed, no longer written to."""
     result = _libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(size), ctypes.c_int(5))
     _check(result, "mprotect(PROT_READ | PROT_EXEC)")
+
+
+def open_plainly(path: str, flags: int) -> int:
+    """Open without following links that lead to what a process has open (Linux 5.6 on)."""
+    how = OPEN_HOW.pack(flags, 0, RESOLVE_NO_MAGICLINKS)
+    fd, error = call("openat2", AT_FDCWD, os.fsencode(path), how, len(how))
+    if error in (errno.ENOSYS, errno.EPERM):  # an old kernel, or what has never heard of it
+        return os.open(os.path.realpath(path), flags)
+    if error:
+        raise Refused(error, "open(%s)" % path)
+    return fd
 
 
 def pidfd_open(pid: int) -> int:

@@ -71,7 +71,7 @@ def answer(world: World, interpreters: Interpreters, request: dict[str, Any]) ->
         return {"type": "unusable", "reason": str(error)}
     except TooBusy as error:
         return {"type": "broken", "reason": str(error), "busy": True}
-    except (Broken, OSError) as error:
+    except (Broken, OSError, ValueError) as error:
         return {"type": "broken", "reason": "%s: %s" % (type(error).__name__, error)}
 
 

@@ -137,7 +137,7 @@ class Forker:
 
     def take(self, steps: Steps) -> None:
         """Take the steps in this process; OSError for one that fails."""
-        if self._work_off is None:
+        if self._work_off is None or STEPS_AT + len(steps.data) > PLACE_BYTES:
             return do(steps)
         self._fill(0, NOTHING, steps, NOTHING, COPYING, 0)
         self._work_off(self._at)
@@ -154,7 +154,10 @@ class Forker:
             self.take(before)
             return _fork_twice(report) or execution.become(steps)
         self._fill(report, before, steps + execution.steps, NOTHING, BORROWING, BORROWING)
-        pid = self._checked(self._fork_below(self._at))
+        pid: int = self._fork_below(self._at)
+        if self._is_lost():
+            os.waitpid(pid, 0)
+        self._check(pid)
         failure = self._failure()
         if failure is not None:
             execution.explain(failure)
@@ -200,7 +203,8 @@ class Forker:
             python.PyOS_AfterFork_Child()
             return 0
         python.PyOS_AfterFork_Parent()
-        return self._checked(pid)
+        self._check(pid)
+        return pid
 
     def _fill(
         self,
@@ -246,15 +250,18 @@ class Forker:
         at = stopped - self._at - STEPS_AT - STEP.size
         return self._listed[at // STEP.size], -result
 
-    def _checked(self, pid: int) -> int:
-        """An init's pid; raises where there is none, or it could not fork or execute."""
-        _, _, lost = RESULTS.unpack_from(self._place, RESULTS_AT)
+    def _is_lost(self) -> bool:
+        """Whether there was an init that could not fork or execute its program."""
+        return bool(RESULTS.unpack_from(self._place, RESULTS_AT)[2])
+
+    def _check(self, pid: int) -> None:
+        """Raise where there is no init, or no snippet below it."""
         if pid < 0:
             self._raise_failure()
             raise kernel.Refused(-pid, "clone")
-        if lost:
+        if self._is_lost():
+            lost = RESULTS.unpack_from(self._place, RESULTS_AT)[2]
             raise kernel.Refused(-lost, "clone or execve")
-        return pid
 
     def _raise_failure(self) -> None:
         failure = self._failure()

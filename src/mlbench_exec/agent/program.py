@@ -1,6 +1,6 @@
 """The program's side: what a fork has to do to become a snippet, giving up everything on the way.
 
-Nested level: its surroundings were made before, with an init that is its parent.
+Nested level: its surroundings were made before, and its parent is an init.
 """
 
 from __future__ import annotations
@@ -93,20 +93,40 @@ class Program:
                 return found
         raise Unusable("there is no %s on the environment's PATH (%s)" % (name, path))
 
-    def prepare_folder(self) -> None:
-        """Write its script; `Unusable` where its folder isn't there."""
-        if not os.path.isdir(self.cwd):
-            raise Unusable("there is no folder %s in the sandbox" % self.cwd)
+    def open_folder(self) -> int:
+        """A descriptor of its folder, with its script in it; `Unusable` where it isn't there.
+
+        What leads there may be a snippet's, so no link of /proc is followed: it would be ours.
+        """
+        try:
+            folder = kernel.open_plainly(self.cwd, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise
+            raise Unusable("there is no folder %s in the sandbox" % self.cwd) from None
+        try:
+            self._write_script(folder)
+        except BaseException:
+            os.close(folder)
+            raise
+        return folder
+
+    def _write_script(self, folder: int) -> None:
         os.umask(0o022)
         if self.language != "python":
             return
-        path = os.path.join(self.cwd, SCRIPT)
         try:
-            os.unlink(path)  # whatever the repository has there, a link or a FIFO included
+            os.unlink(SCRIPT, dir_fd=folder)  # whatever the repository has there
         except FileNotFoundError:
             pass
-        with open(path, "wb") as file:
-            file.write(self.code)
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+        script = os.open(SCRIPT, flags, 0o666, dir_fd=folder)
+        try:
+            left = memoryview(self.code)
+            while left:
+                left = left[os.write(script, left) :]
+        finally:
+            os.close(script)
 
 
 class Start:
@@ -120,10 +140,12 @@ class Start:
         self._proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)  # a snippet has its own there
         self._confinements: dict[tuple[int, ...], Steps] = {}
         # When memory runs out, it goes before anything else on this machine.
-        self._first = writing(self._proc, "self/oom_score_adj", b"1000")
+        first_to_go = writing(self._proc, "self/oom_score_adj", b"1000")
         if world.nested:  # read-only: /proc/sys obeys the user id, not capabilities
             flags = kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
-            self._first += Steps(mounting("proc", "/proc", flags))
+            self._first = first_to_go + Steps(mounting("proc", "/proc", flags))
+        else:  # before it is dumpable again, what is its own in /proc is root's
+            self._first = Steps(prctl(kernel.PR_SET_DUMPABLE, 1)) + first_to_go
 
     def steps(
         self, limits: dict[str, Any], cwd: int, out: int, err: int, helper_at: str | None = None
@@ -157,12 +179,10 @@ class Start:
         return self._confinements[key]
 
     def _confined(self, limits: dict[str, Any], beside: int) -> Steps:
-        world = self._world
+        world, steps = self._world, Steps()
         if world.nested:
-            steps = Steps(Step("unshare", kernel.CLONE_NEWUSER, said="unshare(CLONE_NEWUSER)"))
+            steps += Steps(Step("unshare", kernel.CLONE_NEWUSER, said="unshare(CLONE_NEWUSER)"))
             steps += user_mapped(world.inner_uid, world.uid, world.inner_gid, world.gid, self._proc)
-        else:
-            steps = Steps(prctl(kernel.PR_SET_DUMPABLE, 1))
         steps += Steps(*_limited(world, limits, beside))
         if not self._has_python:
             nothing = bytes(kernel.SIGACTION_BYTES)
@@ -185,6 +205,12 @@ def pid_namespace(own: int) -> Steps:
         Step("setns", own, kernel.CLONE_NEWPID),
         Step("unshare", kernel.CLONE_NEWPID, said="unshare(CLONE_NEWPID)"),
     )
+
+
+def peak_forgotten() -> Steps:
+    """This process's peak of memory, which whoever borrows it has for its own after an exec."""
+    path = "/proc/self/clear_refs"
+    return writing(kernel.AT_FDCWD, path, b"5") if os.path.exists(path) else Steps()
 
 
 def user_mapped(
@@ -280,8 +306,8 @@ class Execution:
             said = "%s can't be started: %s" % (self._path, os.strerror(error))
             tell(self._report, UNUSABLE, said)
         else:
-            said = "mlbench-exec: %s: %s\n" % (self._language, os.strerror(error))
-            os.write(self._err, said.encode())
+            why = os.strerror(error) if step.call == EXECUTION else "embedded null byte"
+            os.write(self._err, ("mlbench-exec: %s: %s\n" % (self._language, why)).encode())
 
     def become(self, before: Steps) -> NoReturn:
         """In a fork: become the snippet."""

@@ -20,6 +20,7 @@ from mlbench_exec.agent.program import (
     Unusable,
     capabilities_dropped,
     entered,
+    peak_forgotten,
     pid_namespace,
     user_mapped,
 )
@@ -102,7 +103,7 @@ def _enter_namespaces(world: World, spec: dict[str, Any]) -> None:
         _forget_closed_connections()
     world.own_pids = {1}
     world.own_pid_ns = os.open("/proc/self/ns/pid", os.O_RDONLY)
-    world.pid_namespace = pid_namespace(world.own_pid_ns)
+    world.before_fork = pid_namespace(world.own_pid_ns) + peak_forgotten()
     world.homeward = entered(surroundings.namespaces())
 
 

@@ -178,13 +178,13 @@ class _Running:
             self.written_before = self.meter.written_bytes()
 
     def _fork_fresh(self, out: int, err: int, report: int) -> int:
-        self.program.prepare_folder()
-        execution = Execution(self.program, report, err)
-        cwd = os.open(self.program.cwd, os.O_PATH | os.O_DIRECTORY)
-        steps = self.world.start.steps(self.limits, cwd, out, err)
-        pid = os.fork() or execution.become(steps)
-        os.close(cwd)
-        return pid
+        cwd = self.program.open_folder()
+        try:
+            execution = Execution(self.program, report, err)
+            steps = self.world.start.steps(self.limits, cwd, out, err)
+            return os.fork() or execution.become(steps)
+        finally:
+            os.close(cwd)
 
     def watch(self) -> None:
         poller = select.poll()

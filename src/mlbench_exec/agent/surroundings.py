@@ -54,7 +54,7 @@ def fork(
         disk, cwd = _enter(world, one, limits)
         steps = world.start.steps(limits, cwd, out, err)
         execution = Execution(one, report, err)
-        pid = world.forker.start(report, world.pid_namespace, steps, execution)
+        pid = world.forker.start(report, world.before_fork, steps, execution)
         return pid, disk
     except BaseException:
         _close(disk)
@@ -81,20 +81,33 @@ def apart() -> Steps:
 
 
 def _enter(world: World, one: Program, limits: dict[str, Any]) -> tuple[int, int]:
-    memory, disk = limits["memory"], limits["disk"]
-    key = one.workdir, one.mended, disk, memory
-    if key in world.views:
-        world.forker.take(world.views[key])
-    else:
+    key = one.workdir, one.mended, limits["disk"], limits["memory"]
+    if not _enter_again(world, key):
         do(apart())
-        shm = memory // 2 if memory else NO_LIMIT_SHM  # as Linux does
-        made = view.enter(world.base, one.workdir, one.mended, disk, shm)
+        shm = limits["memory"] // 2 if limits["memory"] else NO_LIMIT_SHM  # as Linux does
+        made = view.enter(world.base, one.workdir, one.mended, limits["disk"], shm)
         if len(world.views) >= MOST_VIEWS:
             world.views.clear()
         world.views[key] = apart() + made
-    one.prepare_folder()
-    folders = os.O_PATH | os.O_DIRECTORY
-    return os.open("/tmp", folders), os.open(one.cwd, folders)
+    disk = os.open("/tmp", os.O_PATH | os.O_DIRECTORY)
+    try:
+        return disk, one.open_folder()
+    except BaseException:
+        os.close(disk)
+        raise
+
+
+def _enter_again(world: World, key: tuple[Any, ...]) -> bool:
+    """Whether it could be entered as the last time: what lies below a mount may have changed."""
+    try:
+        world.forker.take(world.views[key])
+        return True
+    except KeyError:
+        return False
+    except OSError:
+        del world.views[key]
+        _go_home(world)
+        return False
 
 
 def _go_home(world: World) -> None:

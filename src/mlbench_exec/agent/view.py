@@ -67,7 +67,8 @@ def enter(base: Base, workdir: str, mended: str | None, disk_bytes: int, shm_byt
 
 def _copy_home(made: Maker, base: Base) -> bool:
     """Copy the home's files, where these are few: a layer over them takes longer to make."""
-    files = [] if base.own_home else _plain_files(base.home, base.uid)
+    is_mounted = base.find(base.home) != base.home  # then it is a layer's own
+    files = [] if base.own_home or is_mounted else _plain_files(base.home, base.uid)
     if not files:
         return False
     folder = SCRATCH + "/home"
@@ -75,7 +76,8 @@ def _copy_home(made: Maker, base: Base) -> bool:
         made.make_file(folder + "/" + os.path.basename(path), data)
     for path, status, _ in reversed(files):
         copy = os.path.normpath(folder + path[len(base.home) :])
-        made.set_mode(copy, stat.S_IMODE(status.st_mode))
+        own = 0o700 if stat.S_ISDIR(status.st_mode) else 0
+        made.set_mode(copy, stat.S_IMODE(status.st_mode) | own)
         made.set_times(copy, status.st_atime_ns, status.st_mtime_ns)
     return True
 

@@ -92,7 +92,6 @@ def main(ahead: Any) -> None:
     server.ending = ending.Ending(ahead, version_at)
     is_plain = not server.ending.foreign and len(os.listdir("/proc/self/task")) == 1
     server.forker = pid1.Forker(is_plain)
-    server.after = told_and_asked(server.forker.pid)
     costs = {name: ahead.cost_s(name) for name in order["preload"]}
     ending.skip_libraries()
     for one in (ahead, server.ending):  # nor are these ever taken apart
@@ -133,8 +132,6 @@ class _Server:
             if kind == b"F":
                 if self._fork(request, fds):
                     return
-                for fd in fds:
-                    os.close(fd)
             else:
                 self.ahead.show("resource", True)  # wait4 imports it
                 _, status, usage = os.wait4(request["pid"], 0)
@@ -158,6 +155,8 @@ class _Server:
             self.asked = request, fds
             start = self.start.steps(request["limits"], cwd, out, err, helper_at)
             self.steps = program.entered(namespaces) + start
+            closing = steps.Steps(*[steps.Step("close", fd) for fd in fds])
+            self.after = closing + told_and_asked(self.forker.pid)
         # Until it is asked again it runs nothing in Python, which would copy what a fork shares.
         pid, failure = self.forker.copy(report, self.before, self.steps, self.after)
         if pid:
@@ -200,7 +199,8 @@ class _Server:
         try:
             os.execve(path, argv, variables)
         except (OSError, ValueError) as error:
-            os.write(2, ("mlbench-exec: bash: %s\n" % error).encode())
+            why = error.strerror if isinstance(error, OSError) else error
+            os.write(2, ("mlbench-exec: bash: %s\n" % why).encode())
         os._exit(program.NOT_EXECUTABLE)
 
     def _begin(self, code: bytes | None) -> None:

@@ -26,12 +26,9 @@ class World:
         self.variables: dict[str, str] = spec["variables"]
         self.control_fd = control_fd
         self.own_pid_ns = -1
-        self.pid_namespace = self.homeward = (
-            steps.Steps()
-        )  # to a snippet's, and back to the agent's
-        self.views: dict[
-            tuple[Any, ...], steps.Steps
-        ] = {}  # made before, by what makes them differ
+        self.before_fork = self.homeward = steps.Steps()  # what is due before and after a snippet
+        # How to make views that were made before, by what they depend on.
+        self.views: dict[tuple[Any, ...], steps.Steps] = {}
         self.start: program.Start  # the last two are made in the sandbox's own namespaces
         self.forker: pid1.Forker  # nested level
         self.memory_bytes = 0  # charged to this sandbox while no snippet runs
