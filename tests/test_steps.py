@@ -24,7 +24,7 @@ class Python(Forker):
 
     def __init__(self) -> None:
         super().__init__()
-        self._work_off = None
+        self._code = None
 
 
 @pytest.fixture(params=[Forker, Python])
@@ -44,7 +44,7 @@ def test_a_result_that_is_saved_is_used_by_those_after_it(forker: Forker, tmp_pa
     """Until another one is."""
     steps = [*writing(tmp_path / "one", b"a\0b", b"c"), *writing(tmp_path / "two", b"d")]
     before = len(os.listdir("/proc/self/fd"))
-    forker.take(Steps(*steps[:3]) + Steps(*steps[3:]))
+    forker.do(Steps(*steps[:3]) + Steps(*steps[3:]))
     assert (tmp_path / "one").read_bytes() == b"a\0bc"
     assert (tmp_path / "two").read_bytes() == b"d"
     assert len(os.listdir("/proc/self/fd")) == before
@@ -59,20 +59,18 @@ def test_a_step_that_fails_is_told_and_ends_the_list(
     steps.insert(at, Step("fchdir", 12345, said="going nowhere"))
     for _ in range(2):
         with pytest.raises(kernel.Refused, match=r"going nowhere: Bad file descriptor") as raised:
-            forker.take(Steps(*steps))
+            forker.do(Steps(*steps))
         assert raised.value.errno == errno.EBADF
         assert sorted(os.listdir(tmp_path)) == [str(n) for n in range(at)]
         for name in os.listdir(tmp_path):
             (tmp_path / name).rmdir()
-    forker.take(Steps())
+    forker.do(Steps())
 
 
 def test_a_list_longer_than_its_place_is_taken_all_the_same(forker: Forker, tmp_path: Path) -> None:
     """One call after the other."""
     name = bytes(tmp_path)
-    forker.take(
-        Steps(*[Step("mkdirat", kernel.AT_FDCWD, b"%s/%d" % (name, n)) for n in range(900)])
-    )
+    forker.do(Steps(*[Step("mkdirat", kernel.AT_FDCWD, b"%s/%d" % (name, n)) for n in range(900)]))
     assert len(os.listdir(tmp_path)) == 900
 
 
@@ -92,7 +90,7 @@ def test_what_was_made_is_made_again(forker: Forker, tmp_path: Path) -> None:
         (tmp_path / "a/b/file").unlink()
         (tmp_path / "a/b").rmdir()
         (tmp_path / "a").rmdir()
-        forker.take(made.steps())
+        forker.do(made.steps())
     assert seen == [(0o100604, 1_000_000_007, 2_000_000_009)] * 2
 
 

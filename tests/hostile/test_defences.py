@@ -58,7 +58,7 @@ def without_profile(patch: Patch) -> None:
 
 def without_no_new_privileges(patch: Patch) -> None:
     without_filter(patch)  # which can't be set without it
-    alter_agent(patch, "program", "Steps(prctl(kernel.PR_SET_NO_NEW_PRIVS, 1))", "Steps()")
+    alter_agent(patch, "confinement", "Steps(prctl(kernel.PR_SET_NO_NEW_PRIVS, 1))", "Steps()")
     config = docker.DockerBackend._config
 
     def fewer(self: docker.DockerBackend, *arguments: Any, **fields: Any) -> dict[str, Any]:
@@ -70,12 +70,12 @@ def without_no_new_privileges(patch: Patch) -> None:
 
 
 def without_ipc_namespace(patch: Patch) -> None:
-    alter_agent(patch, "program", '    "ipc": kernel.CLONE_NEWIPC,\n', "")
+    alter_agent(patch, "confinement", '    "ipc": kernel.CLONE_NEWIPC,\n', "")
 
 
 def without_pid_namespace(patch: Patch) -> None:
     step = '        Step("unshare", kernel.CLONE_NEWPID, said="unshare(CLONE_NEWPID)"),\n'
-    alter_agent(patch, "program", step, "")
+    alter_agent(patch, "confinement", step, "")
 
 
 def without_mount_namespace(patch: Patch) -> None:
@@ -83,15 +83,15 @@ def without_mount_namespace(patch: Patch) -> None:
 
 
 def without_uts_namespace(patch: Patch) -> None:
-    alter_agent(patch, "program", '    "uts": kernel.CLONE_NEWUTS,\n', "")
+    alter_agent(patch, "confinement", '    "uts": kernel.CLONE_NEWUTS,\n', "")
     named = ', Step("sethostname", name, len(name))'
     alter_agent(patch, "surroundings", named, "")  # or it would name us
 
 
 def without_user_namespace(patch: Patch) -> None:
     step = 'Step("unshare", kernel.CLONE_NEWUSER, said="unshare(CLONE_NEWUSER)")'
-    alter_agent(patch, "program", step, "")
-    alter_agent(patch, "program", "steps += user_mapped(", "lambda: user_mapped(")
+    alter_agent(patch, "confinement", step, "")
+    alter_agent(patch, "confinement", "steps += user_mapped(", "lambda: user_mapped(")
 
 
 def without_overlay(patch: Patch) -> None:

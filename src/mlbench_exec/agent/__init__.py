@@ -2,17 +2,19 @@
 
     kernel       system calls that Python doesn't wrap
     frames       messages to and from the host
-    steps        system calls on a list, for a process that can't run Python
-    program      from fork to exec, giving up everything on the way
+    steps        system calls on lists: to be made where no Python can run, or once more
+    confinement  steps into namespaces, and those that take rights away
+    program      what a fork has to do to become a snippet, giving up everything on the way
     aspects      what importing a module may not change if it is to be imported ahead
     preload      in a warm interpreter: modules imported ahead, hidden, given back
     front        the `python` on a bash snippet's PATH
     helper       what it calls, in the snippet's namespaces
     ending       in a warm interpreter: what a program's end leaves out
-    pid1         a fork with an init of its own, at the cost of one fork
+    native       machine code: a fork without a copy, steps without Python
+    pid1         a fork with an init of its own
     warm         in a warm interpreter: serving forks
     base         what every snippet sees of the file system, read-only
-    view         a snippet's own writable layers over it
+    view         a snippet's own writable layers over it, and what makes them again
     clock        from what was seen of threads to the time that was stolen from them
     meter        what a snippet uses, and how long it could not run
     world        what stays the same for every snippet of this sandbox

@@ -7,11 +7,12 @@ import os
 import sys
 
 from mlbench_exec.agent import frames, kernel, snippet
+from mlbench_exec.agent.confinement import IGNORED
 from mlbench_exec.agent.environment import prepare
 from mlbench_exec.agent.frames import IN
 from mlbench_exec.agent.interpreter import Interpreters, Refused
 from mlbench_exec.agent.kernel import signal
-from mlbench_exec.agent.program import IGNORED, Program, Unusable
+from mlbench_exec.agent.program import Program, Unusable
 from mlbench_exec.agent.setup import set_up
 from mlbench_exec.agent.snippet import Broken, ColdWanted, TooBusy
 from mlbench_exec.agent.world import World

@@ -11,19 +11,17 @@ import stat
 import struct
 
 from mlbench_exec.agent import base, frames, kernel, pid1, snippet, steps, surroundings
-from mlbench_exec.agent.environment import ACTIVATION_LIMITS, SYSTEM_PATH
-from mlbench_exec.agent.kernel import signal
-from mlbench_exec.agent.program import (
+from mlbench_exec.agent.confinement import (
     NAMESPACES,
-    Program,
-    Start,
-    Unusable,
     capabilities_dropped,
     entered,
     peak_forgotten,
     pid_namespace,
     user_mapped,
 )
+from mlbench_exec.agent.environment import ACTIVATION_LIMITS, SYSTEM_PATH
+from mlbench_exec.agent.kernel import signal
+from mlbench_exec.agent.program import Program, Start, Unusable
 from mlbench_exec.agent.snippet import Broken
 from mlbench_exec.agent.world import World
 

@@ -1,7 +1,8 @@
-"""What a process does between its fork and its program: system calls, listed before the fork.
+"""System calls on lists, made before they are due.
 
-A process that borrows its parent's memory can work off such a list (see `pid1`), and a copy of a
-Python then copies no page for it. Where that is not known how, Python makes the same calls.
+A process that borrows its parent's memory can work off such a list (see `native`), and a copy of a
+Python then copies no page for it; and what was done once is done again at once. Where it isn't
+known how, Python makes the same calls.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def _packed(step: Step) -> bytes:
 
 
 def address(data: bytes | ctypes.Array[Any]) -> int:
-    """Where it lies for as long as it is there; bytes as C has them, so none with a NUL in them."""
+    """Where it lies for as long as it is there."""
     if isinstance(data, bytes):
         return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
     return ctypes.addressof(data)

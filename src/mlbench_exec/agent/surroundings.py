@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 
 from mlbench_exec.agent import view
-from mlbench_exec.agent.program import NAMESPACES, Execution, Program
+from mlbench_exec.agent.confinement import NAMESPACES
+from mlbench_exec.agent.program import Execution, Program
 from mlbench_exec.agent.steps import Step, Steps, do
 from mlbench_exec.agent.world import World
 
@@ -100,7 +101,7 @@ def _enter(world: World, one: Program, limits: dict[str, Any]) -> tuple[int, int
 def _enter_again(world: World, key: tuple[Any, ...]) -> bool:
     """Whether it could be entered as the last time: what lies below a mount may have changed."""
     try:
-        world.forker.take(world.views[key])
+        world.forker.do(world.views[key])
         return True
     except KeyError:
         return False
@@ -111,4 +112,4 @@ def _enter_again(world: World, key: tuple[Any, ...]) -> bool:
 
 
 def _go_home(world: World) -> None:
-    world.forker.take(world.homeward)
+    world.forker.do(world.homeward)

@@ -18,7 +18,7 @@ import struct
 import sys
 import time
 
-from mlbench_exec.agent import ending, frames, helper, kernel, pid1, program, steps
+from mlbench_exec.agent import confinement, ending, frames, helper, kernel, pid1, program, steps
 from mlbench_exec.agent.kernel import signal
 from mlbench_exec.agent.program import Program, Unusable
 
@@ -122,7 +122,7 @@ class _Server:
         self.ending: Any = None
         self.forker: Any = None
         self.start = program.Start(self.world, has_python=True)
-        self.before = program.pid_namespace(os.open("/proc/self/ns/pid", os.O_RDONLY))
+        self.before = confinement.pid_namespace(os.open("/proc/self/ns/pid", os.O_RDONLY))
         self.after = self.steps = steps.Steps()
         self.asked: Any = None
 
@@ -154,7 +154,7 @@ class _Server:
         if (request, fds) != self.asked:
             self.asked = request, fds
             start = self.start.steps(request["limits"], cwd, out, err, helper_at)
-            self.steps = program.entered(namespaces) + start
+            self.steps = confinement.entered(namespaces) + start
             closing = steps.Steps(*[steps.Step("close", fd) for fd in fds])
             self.after = closing + told_and_asked(self.forker.pid)
         # Until it is asked again it runs nothing in Python, which would copy what a fork shares.
