@@ -95,7 +95,7 @@ def test_f8_an_agent_that_always_fails(
 ) -> None:
     """Whatever it sends, three sandboxes are tried, and the output stays unjudged with why."""
     if mode == "mute":
-        monkeypatch.setattr(agent_sandbox, "START_TIMEOUT_S", 3.0)
+        monkeypatch.setattr(agent_sandbox, "START_TIMEOUT_S", 1.0)
     rogue = make_rogue(tmp_path / "agents")
     plan(rogue, f"always-{mode}")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

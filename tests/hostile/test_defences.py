@@ -76,6 +76,7 @@ def without_ipc_namespace(patch: Patch) -> None:
 def without_pid_namespace(patch: Patch) -> None:
     step = '        Step("unshare", kernel.CLONE_NEWPID, said="unshare(CLONE_NEWPID)"),\n'
     alter_agent(patch, "confinement", step, "")
+    alter_agent(patch, "setup", "time=30.0, cap=60.0", "time=2.0, cap=4.0")  # no end is told of
 
 
 def without_mount_namespace(patch: Patch) -> None:
