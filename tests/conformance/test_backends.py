@@ -106,6 +106,9 @@ def test_a_missing_path_is_the_environments_fault(rig: Rig) -> None:
         rig.bash("echo ran", path="no-such-folder")
     with pytest.raises(EnvironmentUnusable, match=r"README\.md"):
         rig.python("print('ran')", path="README.md")
+    for path in ("package\0beside", "package/" + 300 * "x"):
+        with pytest.raises(EnvironmentUnusable, match="there is no folder"):
+            rig.bash("echo ran", path=path)
     assert rig.bash("echo ran").stdout == "ran\n"
 
 

@@ -258,12 +258,17 @@ class Interpreter:
 def _end_all_but(own: set[int]) -> None:
     """End what an interpreter had forked and could not tell of: it is our child now."""
     for pid in [int(name) for name in os.listdir("/proc") if name.isdigit()]:
-        if pid not in own:
-            try:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-            except (ProcessLookupError, ChildProcessError):
-                pass  # it is gone with the init that it had
+        if pid not in own and _parent_of(pid) == os.getpid():
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def _parent_of(pid: int) -> int:
+    try:
+        with open("/proc/%d/stat" % pid) as file:
+            return int(file.read().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0  # it is gone
 
 
 def _waited(pid: int) -> Any:

@@ -228,6 +228,8 @@ def make_executable(address: int, size: int) -> None:
 
 def open_plainly(path: str, flags: int) -> int:
     """Open without following links that lead to what a process has open (Linux 5.6 on)."""
+    if "\0" in path:
+        raise ValueError("embedded null byte")
     how = OPEN_HOW.pack(flags, 0, RESOLVE_NO_MAGICLINKS)
     fd, error = call("openat2", AT_FDCWD, os.fsencode(path), how, len(how))
     if error in (errno.ENOSYS, errno.EPERM):  # an old kernel, or what has never heard of it

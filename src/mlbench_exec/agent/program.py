@@ -39,6 +39,8 @@ STARTED = -1
 SCRIPT = "temp.py"
 EXECUTION = "execve"
 NOT_EXECUTABLE = 126
+# What says that the folder isn't there, and not that the machine is in trouble.
+NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES)
 
 
 class Unusable(Exception):
@@ -88,8 +90,8 @@ class Program:
         """
         try:
             folder = kernel.open_plainly(self.cwd, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno not in NO_FOLDER:
                 raise
             raise Unusable("there is no folder %s in the sandbox" % self.cwd) from None
         try:

@@ -100,6 +100,7 @@ def main(ahead: Any) -> None:
     gc.collect()
     gc.freeze()
     _use_huge_pages()
+    steps.do(confinement.peak_forgotten())
     frames.write(CHANNEL, {"ready": True, "costs": costs, "places": len(server.places)})
     server.serve()
 
