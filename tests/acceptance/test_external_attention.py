@@ -126,13 +126,15 @@ def test_local(is_whole: bool, rows: list[Line], local_environment: str, tmp_pat
 @pytest.mark.slow
 @pytest.mark.docker
 @pytest.mark.timeout(600)
-def test_docker(rows: list[Line], docker_environment: str, tmp_path: Path) -> None:
-    """Of the 24 gold outputs 23 end well in containers, forked from an interpreter with torch."""
+@pytest.mark.parametrize("is_whole", [False, pytest.param(True, marks=pytest.mark.soak)])
+def test_docker(is_whole: bool, rows: list[Line], docker_environment: str, tmp_path: Path) -> None:
+    """All but one end well in containers, forked from an interpreter with torch."""
     options = ("--backend", "docker", "--concurrency", "2", "--time-limit", ENOUGH_S)
-    verdicts = judge(tmp_path, rows, docker_environment, *options)
-    check_verdicts(verdicts, 24)
-    assert sum(line["warm"] for line in verdicts) >= FORKED
-    assert sum(line["exit_code"] == 0 for line in verdicts) == 23
+    chosen = [row for row in rows if is_whole or row["id"] % 3 == FAILING % 3]
+    verdicts = judge(tmp_path, chosen, docker_environment, *options)
+    check_verdicts(verdicts, len(chosen))
+    assert sum(line["warm"] for line in verdicts) >= len(chosen) - (24 - FORKED)
+    assert sum(line["exit_code"] == 0 for line in verdicts) == len(chosen) - 1 >= 7
 
 
 @pytest.mark.soak  # the same 24, by the command that a user has
@@ -174,6 +176,7 @@ def test_eight_at_once(
     check_verdicts(verdicts, variants * (24 - len(HEAVY)) + len(HEAVY))
     at_limit = [line for line in verdicts if line["status"] == "passed_at_limit"]
     assert all(line["counted_s"] >= LIMIT_S for line in at_limit)
+    assert sum(line["warm"] for line in verdicts) >= variants * FORKED - len(HEAVY)
 
 
 @pytest.mark.slow
