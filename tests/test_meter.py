@@ -337,6 +337,17 @@ def pauses(pid: int) -> int:
     return next(int(one.split()[1]) for one in lines if one.startswith("voluntary_ctxt"))
 
 
+def job_of(here: Environment, code: bytes, limits: Limits) -> Job:
+    return Job(
+        environment=here,
+        path="",
+        language="python",
+        code=code,
+        time_limit_s=10,
+        limits=limits,
+    )
+
+
 AWAKENED = b"""
 import sys, time
 time.sleep(0.8)
@@ -362,15 +373,7 @@ async def test_who_takes_too_much_after_a_sleep_is_stopped(workdir: str, warm: b
     limits = Limits(memory_bytes=256 << 20)
     async with LocalBackend(limits=limits, preload_bytes=(512 << 20) * warm) as backend:
         sandbox = await backend.open(here, 0)
-        job = Job(
-            environment=here,
-            path="",
-            language="python",
-            code=AWAKENED,
-            time_limit_s=10,
-            limits=limits,
-        )
-        seen = await sandbox.run(job, lambda cpus: None)
+        seen = await sandbox.run(job_of(here, AWAKENED, limits), lambda cpus: None)
         await sandbox.aclose()
     assert (seen.limit, seen.stdout, seen.warm) == ("memory", "", warm)
 
@@ -391,14 +394,7 @@ async def test_an_agent_looks_less_often_where_limits_are_kept_meanwhile(workdir
         for beside in (b"", BESIDE):
             code = SLEEP % beside
             before = pauses(agent)
-            job = Job(
-                environment=here,
-                path="",
-                language="python",
-                code=code,
-                time_limit_s=10,
-                limits=limits,
-            )
+            job = job_of(here, code, limits)
             assert (await sandbox.run(job, lambda cpus: None)).exit_code == 0
             seen[beside] = pauses(agent) - before
         await sandbox.aclose()

@@ -58,7 +58,6 @@ OPEN_TREE_CLONE = 1
 OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 MOVE_MOUNT_F_EMPTY_PATH = 0x4
 
-LAST_CAPABILITY = 63
 LAST_SIGNAL = 64
 CAPABILITY_HEADER, CAPABILITY_SETS_BYTES = struct.pack("=Ii", 0x20080522, 0), 24  # version 3
 SIGACTION_BYTES = 32
@@ -298,7 +297,7 @@ def keep_capabilities() -> None:
     for half in (0, 3):
         sets[half + 2] = sets[half + 1]
     _check(_libc.syscall(number_of("capset"), header, sets), "capset")
-    for capability in range(LAST_CAPABILITY + 1):
+    for capability in range(count_capabilities()):
         if sets[1 + 3 * (capability // 32)] & (1 << capability % 32):
             prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability)
 
