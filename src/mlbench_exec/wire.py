@@ -35,6 +35,7 @@ AGENT_MODULES = (
     "front",
     "helper",
     "ending",
+    "finalizers",
     "native",
     "pid1",
     "warm",

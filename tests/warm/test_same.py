@@ -1,5 +1,6 @@
 """A program can't tell a warm interpreter from `python temp.py`, but by the clock."""
 
+import platform
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +23,14 @@ MODULES = {
     "ahead/part.py": "import atexit, ahead_needs\nVALUE = ahead_needs.VALUE\n"
     "atexit.register(print, 'the part ends')\n",
     "ahead_needs.py": "VALUE = 'needed'\n",
+    "hears.py": "import ctypes\nHEARD = []\nCALLS = [ctypes.CFUNCTYPE(None)(lambda word=word:"
+    " HEARD.append(word)) for word in ('before', 'in the parent', 'in the child')]\n"
+    "ctypes.CDLL(None).__register_atfork(*CALLS, None)\n",
+    "torch/__init__.py": "from torch import library\n",
+    "torch/library.py": "import os, weakref\nTABLE = ['add', 'mul']\nclass Library:\n    pass\n"
+    "def _del_library(name):\n    TABLE.remove(name)\n    if os.path.exists('loud'):\n"
+    "        print('without', name)\nKEPT = [Library() for _ in TABLE]\n"
+    "for one, name in zip(KEPT, TABLE):\n    weakref.finalize(one, _del_library, name)\n",
 }
 FILES = {
     "data.txt": "data\n",
@@ -37,7 +46,8 @@ FILES = {
     "shadow/ahead/__init__.py": "NAME = 'a shadow'\n",
     "shadow_dependency/ahead_needs.py": "VALUE = 'a shadow'\n",
 }
-PRELOAD = ("ahead", "ahead.part", "logging", "multiprocessing", "argparse", "asyncio", "unittest")
+PRELOAD = ("ahead", "ahead.part", "torch", "hears")
+PRELOAD += ("logging", "multiprocessing", "argparse", "asyncio", "unittest")
 BASH = """
 cat > temp.py.part <<'END OF PROGRAM'
 %s
@@ -195,3 +205,25 @@ def test_python_programs_are_the_same_where_nothing_is_preloaded(bare_place: Pla
 def test_programs_called_by_bash_are_the_same_warm_and_cold(place: Place) -> None:
     """So it is with `python temp.py` in a script, with every file that the program leaves."""
     check_all(place, "bash", through_bash)
+
+
+@pytest.mark.parametrize(
+    ("afterwards", "are_spared"),
+    [("", True), ("class A:\n    def __del__(self):\n        pass\n", False)],
+)
+def test_finalizers_that_nobody_sees_are_spared(
+    place: Place, afterwards: str, are_spared: bool
+) -> None:
+    """torch's take its operators apart one by one; warm, only where the program could tell."""
+    code = f"import torch\nopen('loud', 'w').close()\n{afterwards}"
+    cold, warm = (place.run(how, "python", code) for how in ("cold", "warm"))
+    assert cold.stdout == "without mul\nwithout add\n"
+    assert (warm.stdout, warm.warm) == ("" if are_spared else cold.stdout, True)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the machine code is x86_64's")
+def test_libraries_hear_of_a_fork_by_machine_code(place: Place) -> None:
+    """As OpenBLAS asks to, for one, which stops its threads; the init is no copy for all that."""
+    code = "import hears\nprint(*hears.HEARD[-2:], open('/proc/1/comm').read(), sep=', ', end='')"
+    for _ in range(2):
+        assert place.run("warm", "python", code).stdout == "before, in the child, init\n"

@@ -27,6 +27,7 @@ BEHIND_ALL = "__behind_all__"
 REFERENCES = 3  # to a module that only sys.modules has, and to its namespace, when we count them
 EXTENSION = ".so"
 PYTHONS_OWN = "lib-dynload"  # the folder of the extensions that come with Python
+PLACES_AT_END = 32  # for functions in C that Python calls at its very end
 LAST_COLLECTION = (3, 10)  # from here on an interpreter collects once more than its modules' end
 # With these, more than one interpreter may have to end.
 INTERPRETERS = {"_interpreters", "_xxsubinterpreters"}
@@ -44,9 +45,7 @@ class Ending:
         self._streams: tuple[int, ...] = ()
         modules = dict(ahead.hidden, **sys.modules)  # a .pth file may have imported some, too
         self._known = frozenset(modules)
-        self.foreign = frozenset(
-            name for name, module in modules.items() if _is_extension_of_others(module)
-        )
+        self._has_others = any(_is_extension_of_others(module) for module in modules.values())
         self._said = {"is_all": False}  # to one that nothing else may hold
         atexit.register(self.prepare)  # the first, so that it runs last
         leave = ctypes.PyDLL(None).exit
@@ -102,12 +101,14 @@ class Ending:
         if sys.gettrace() is not None or sys.getprofile() is not None:
             return False
         modules = sys.modules
-        if any(name in modules for name in self.foreign):
-            return False
         own = [name for name in list(modules) if name not in self._known]
-        return INTERPRETERS.isdisjoint(own) and not any(
-            _is_extension_of_others(modules[name]) for name in own
-        )
+        if not INTERPRETERS.isdisjoint(own):
+            return False
+        if any(_is_extension_of_others(modules[name]) for name in own):
+            return False
+        if not self._has_others and "ctypes" not in modules:
+            return True
+        return _places_at_end() == PLACES_AT_END
 
 
 class _Shared:
@@ -207,6 +208,15 @@ def _is_extension_of_others(module: Any) -> bool:
         return True  # nobody knows, and to ask could be seen
     path = object.__getattribute__(module, "__dict__").get("__file__")
     return isinstance(path, str) and path.endswith(EXTENSION) and PYTHONS_OWN not in path
+
+
+def _places_at_end() -> int:
+    """How many functions in C could still ask to be called at the interpreter's end: now none."""
+    ask, harmless = ctypes.pythonapi.Py_AtExit, ctypes.pythonapi.Py_IsInitialized
+    count = 0
+    while count < PLACES_AT_END and ask(harmless) == 0:
+        count += 1
+    return count
 
 
 def skip_libraries() -> None:

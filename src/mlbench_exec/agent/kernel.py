@@ -44,7 +44,6 @@ PR_CAPBSET_READ = 23
 PR_CAPBSET_DROP = 24
 PR_SET_SECUREBITS = 28
 PR_SET_NO_NEW_PRIVS = 38
-PR_GET_TID_ADDRESS = 40
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_RAISE = 2
 PR_CAP_AMBIENT_CLEAR_ALL = 4
@@ -68,7 +67,7 @@ O_READ, O_WRITE = os.O_RDONLY | os.O_CLOEXEC, os.O_WRONLY | os.O_CLOEXEC
 SYS_OPEN_TREE = 428
 SYS_MOVE_MOUNT = 429
 SYS_PIDFD_OPEN = 434
-SYS_SET_ROBUST_LIST, SYS_GET_ROBUST_LIST, SYS_RSEQ = 273, 274, 334  # on x86_64
+SYS_RSEQ = 334  # on x86_64
 RSEQ_SIGNATURE = 0x53053053
 RSEQ_CPU_AT, RSEQ_FAILED = 4, -2  # what tells the C library to do without
 # By machine: x86_64, aarch64.
@@ -167,16 +166,9 @@ def prctl(option: int, argument: int = 0, argument3: int = 0) -> int:
     return _check(result, "prctl(%d)" % option)
 
 
-def tid_address() -> int:
-    """Where the C library keeps the main thread's id, which a fork has to change; 0 if unknown.
-
-    Some have the kernel write to another place than that when a thread ends.
-    """
-    place = ctypes.c_void_p()
-    result = _libc.prctl(ctypes.c_int(PR_GET_TID_ADDRESS), ctypes.byref(place), 0, 0, 0)
-    if result != 0 or not place.value:
-        return 0
-    return place.value if ctypes.c_int.from_address(place.value).value == os.getpid() else 0
+def fork_address() -> int:
+    """Where the C library's own fork is."""
+    return ctypes.cast(_libc.fork, ctypes.c_void_p).value or 0
 
 
 def is_new_glibc() -> bool:
@@ -193,14 +185,11 @@ def is_new_glibc() -> bool:
         return False
 
 
-class Registered:
-    """What the C library has registered for its thread, and a clone loses; for x86_64."""
+class Sequences:
+    """The restartable sequences of a thread, which what borrows memory loses; for x86_64."""
 
     def __init__(self) -> None:
-        self._robust, self._robust_size = ctypes.c_void_p(), ctypes.c_size_t()
-        references = ctypes.byref(self._robust), ctypes.byref(self._robust_size)
-        _libc.syscall(SYS_GET_ROBUST_LIST, 0, *references)
-        self._rseq = 0
+        self._at = 0
         try:
             is_used = ctypes.c_uint.in_dll(_libc, "__rseq_size").value
             offset = ctypes.c_ssize_t.in_dll(_libc, "__rseq_offset").value
@@ -208,15 +197,12 @@ class Registered:
             return  # glibc before 2.35
         if is_used:
             _libc.pthread_self.restype = ctypes.c_void_p  # where the thread pointer points to
-            self._rseq = _libc.pthread_self() + offset
+            self._at = _libc.pthread_self() + offset
 
     def register(self) -> None:
-        """Register it again in a clone."""
-        _libc.syscall(SYS_SET_ROBUST_LIST, self._robust, self._robust_size)
-        if self._rseq and _libc.syscall(
-            SYS_RSEQ, ctypes.c_void_p(self._rseq), 32, 0, RSEQ_SIGNATURE
-        ):
-            ctypes.c_int.from_address(self._rseq + RSEQ_CPU_AT).value = RSEQ_FAILED
+        """Register them again."""
+        if self._at and _libc.syscall(SYS_RSEQ, ctypes.c_void_p(self._at), 32, 0, RSEQ_SIGNATURE):
+            ctypes.c_int.from_address(self._at + RSEQ_CPU_AT).value = RSEQ_FAILED
 
 
 def make_executable(address: int, size: int) -> None:

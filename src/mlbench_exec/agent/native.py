@@ -20,30 +20,32 @@ CODE = bytes.fromhex(
     "f30f1efa"  # fork_below: endbr64
     "53 55 4154 4155 4156"  # push rbx, rbp, r12, r13, r14
     "4889fb 31ed"  # rbx, ebp = place, 0
-    "4c8b6360 4c8b7368 e8e8000000"  # run place.before
-    "483d00f0ffff 0f87ba000000"  # an error: stopped
+    "4c8b6360 4c8b7368 e8fd000000"  # run place.before
+    "483d00f0ffff 0f87cf000000"  # an error: stopped
     "488b7b58"  # rdi = place.init_flags
     "31f6 31d2 4531d2 4531c0"  # esi = edx = r10d = r8d = 0
     "b838000000 0f05 4889c5"  # rbp = clone: an init, which borrows this memory
-    "4885c0 0f88b2000000 742a"  # an error: to the end with it; in the init: below
-    "48837b4800 0f85a5000000"  # where place.lost: to the end with its pid
+    "4885c0 0f88c7000000 742a"  # an error: to the end with it; in the init: below
+    "48837b4800 0f85ba000000"  # where place.lost: to the end with its pid
     "488b8b80000000 488901"  # *place.pid = its pid
-    "4c8b6370 4c8b7378 e897000000"  # run place.after
-    "4889e8 e986000000"  # to the end with its pid
+    "4c8b6370 4c8b7378 e8ac000000"  # run place.after
+    "4889e8 e99b000000"  # to the end with its pid
     "bd01000000"  # init: ebp = 1
-    "488b7b30 4c8b5318"  # rdi, r10 = place.flags, place.tid
-    "b838000000 0f05"  # clone: the snippet, with this memory or a copy of it
-    "4885c0 7447 7824"  # in it: below; an error: lost
+    "488b7b30 4885ff 7445"  # rdi = place.flags; where there are none: libc
+    "4531d2 b838000000 0f05"  # r10d = 0; clone: the snippet, which borrows this memory as well
+    "4885c0 7458 7824"  # forked: in it: snippet; an error: lost
     "488b7b50 be02000000 31d2 b848000000 0f05"  # fcntl(place.report, F_SETFD, 0)
     "488b3b 488b7308 488b5310"  # rdi, rsi, rdx = place.path, place.argv, place.envp
     "b83b000000 0f05"  # execve
     "48894348 bf7f000000"  # lost: place.lost, edi = rax, 127
     "b8e7000000 0f05"  # leave: exit_group(edi)
+    "ff5318 b9f5ffffff 85c0 0f48c1"  # libc: eax = place.fork(), or -EAGAIN
+    "4898 ebb4"  # rax = eax; to forked
     "f30f1efa 53 55 4154 4155 4156 4889fb 31ed"  # work_off: as above
     "4c8b6320 4c8b7328 e822000000"  # snippet: run place.steps
     "4c896338 48894340"  # stopped: place.stopped, place.result = r12, rax
     "85ed 740d"  # where ebp is 0: to the end with the result
-    "bf7e000000 f6433101 75c4"  # in borrowed memory: leave with 126
+    "bf7e000000 f6433101 75b3"  # in borrowed memory: leave with 126
     "31c0"  # rax = 0
     "415e 415d 415c 5d 5b c3"  # end: pop r14, r13, r12, rbp, rbx; return
     "31c0"  # run, from r12 to r14: rax = 0
@@ -57,7 +59,7 @@ CODE = bytes.fromhex(
     "483d00f0ffff 76b7"  # where rax is no error: next
     "c3"  # over: return
 )
-WORK_OFF_AT = 0xC6
+WORK_OFF_AT = 0xDB
 MEMORY_BYTES = 1 << 15  # of a place, and the steps behind it
 MOST_ERRORS = 4095
 
@@ -69,9 +71,9 @@ class Place(ctypes.Structure):
         (name, ctypes.c_int64)
         for name in (
             *("path", "argv", "envp"),  # of the init
-            "tid",  # where the C library keeps a thread's
+            "fork",  # the C library's, which tells those who asked to hear of a fork
             *("steps", "steps_end"),  # the snippet's
-            "flags",  # the snippet's clone's
+            "flags",  # the snippet's clone's; where there are none, it is forked by `fork`
             *("stopped", "result"),  # behind which step, and what it said
             "lost",  # why an init could not fork or execute
             "report",  # a descriptor that the init is to have

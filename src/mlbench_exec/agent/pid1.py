@@ -33,7 +33,7 @@ SNIPPET = 2  # the pid of what is forked, in its namespace
 LAST_CHARACTER = 255  # an init is told its descriptor as one
 PID = struct.Struct("=q")
 BORROWING = 0x4111  # CLONE_VM | CLONE_VFORK | SIGCHLD
-COPYING = 0x1200011  # CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID | SIGCHLD
+COPYING = 0  # by the C library's own fork
 CLONE_PARENT = 0x8000
 # The program of an init, for x86_64. Its argument is one character: the descriptor to write to.
 INIT = bytes.fromhex(
@@ -53,11 +53,10 @@ ELF_HEADERS_BYTES = 64 + 56
 class Forker:
     """Forks so: by machine code where that is known to work, and by two forks elsewhere.
 
-    With `is_plain` false it is by two: libraries in C may have asked to be told of a fork, to stop
-    their threads, say, and only the C library's own fork tells them.
+    With `is_alone` false, because other threads run in this process, it is by two.
     """
 
-    def __init__(self, is_plain: bool = True) -> None:
+    def __init__(self, is_alone: bool = True) -> None:
         self.pid = ctypes.create_string_buffer(PID.size)  # of the init, for steps after a fork
         self._forks = False  # by machine code
         self._code: Code | None = None
@@ -70,11 +69,9 @@ class Forker:
         place.path, place.argv = ctypes.cast(path, ctypes.c_void_p).value, arguments
         place.envp = arguments + ctypes.sizeof(ctypes.c_char_p)  # the end of its arguments
         self._path = path
-        place.tid, place.pid = kernel.tid_address(), ctypes.addressof(self.pid)
-        self._threads = kernel.Registered()
-        self._forks = (
-            is_plain and bool(place.tid) and kernel.is_new_glibc() and os.path.exists(PATH)
-        )
+        place.fork, place.pid = kernel.fork_address(), ctypes.addressof(self.pid)
+        self._sequences = kernel.Sequences()
+        self._forks = is_alone and kernel.is_new_glibc() and os.path.exists(PATH)
 
     def do(self, steps: Steps) -> None:
         """Take the steps in this process; OSError for one that fails."""
@@ -137,7 +134,7 @@ class Forker:
         python.PyOS_BeforeFork()
         pid = self._code.fork_below()
         if pid == 0:
-            self._threads.register()
+            self._sequences.register()
             python.PyOS_AfterFork_Child()
             return 0
         python.PyOS_AfterFork_Parent()

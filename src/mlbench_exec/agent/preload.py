@@ -51,15 +51,26 @@ def find_and_load(name, import_):
 )
 
 
+class AtExit:
+    """What a module registered to be called at the end."""
+
+    def __init__(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.name, self.args, self.kwargs = name, args, kwargs
+
+    def register(self, register: Callable[..., Any], is_last: bool) -> None:
+        register(*self.args, **self.kwargs)
+
+
 class Recorder:
     """Sees which module imports which, and how long each takes by itself."""
 
     def __init__(self) -> None:
         self.edges: dict[str, dict[str, None]] = {}  # a module, and what it imported, in order
         self.own_s: dict[str, float] = {}
-        self.at_exit: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+        self.at_exit: list[Any] = []  # AtExit, or finalizers in the place of one
         self._stack = [ROOT]
         self._last = 0.0
+        self._registered = 0
 
     def start(self) -> None:
         builtins = _modules["builtins"]
@@ -110,14 +121,19 @@ class Recorder:
         """A module's work for the end is its program's, if that imports the module at all."""
         if not self._stack:
             return self._register(*args, **kwargs)
-        self.at_exit.append((self._stack[-1], args, kwargs))
+        self.at_exit.append(AtExit(self._stack[-1], args, kwargs))
         return args[0]
+
+    def begin(self) -> None:
+        """A program begins: what is registered so far is not its own."""
+        self._registered = self._atexit._ncallbacks()
 
     def register_for(self, names: list[str]) -> None:
         wanted = set(names)
-        for name, args, kwargs in self.at_exit:
-            if name in wanted:
-                self._register(*args, **kwargs)
+        for one in self.at_exit:
+            if one.name in wanted:
+                one.register(self._register, self._atexit._ncallbacks() == self._registered)
+                self._registered += 1
 
     def _see_gcd(self, name: str, package: Any = None, level: int = 0) -> Any:
         module = self._gcd(name, package, level)
@@ -296,6 +312,7 @@ class Ahead:
         """Give modules back from now on. `refuse` doesn't return."""
         self._charge, self._refuse = charge, refuse
         self.given: list[str] = []
+        self.recorder.begin()
         main = type(sys)("__main__")  # one that the collector sees: the old one is frozen
         main.__dict__.clear()
         main.__dict__.update(_namespace(sys.modules["__main__"]))

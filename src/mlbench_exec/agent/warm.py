@@ -18,7 +18,17 @@ import struct
 import sys
 import time
 
-from mlbench_exec.agent import confinement, ending, frames, helper, kernel, pid1, program, steps
+from mlbench_exec.agent import (
+    confinement,
+    ending,
+    finalizers,
+    frames,
+    helper,
+    kernel,
+    pid1,
+    program,
+    steps,
+)
 from mlbench_exec.agent.kernel import signal
 from mlbench_exec.agent.program import Program, Unusable
 
@@ -87,11 +97,11 @@ def main(ahead: Any) -> None:
         frames.write(CHANNEL, {"module": name, "problems": ahead.load(name)})
     ahead.recorder.stop()
     ahead.hide()
+    finalizers.find(ahead)
     version_at = _version_reader()
     ahead.prepare(order["preload"], version_at)
     server.ending = ending.Ending(ahead, version_at)
-    is_plain = not server.ending.foreign and len(os.listdir("/proc/self/task")) == 1
-    server.forker = pid1.Forker(is_plain)
+    server.forker = pid1.Forker(is_alone=_is_alone())
     costs = {name: ahead.cost_s(name) for name in order["preload"]}
     ending.skip_libraries()
     for one in (ahead, server.ending):  # nor are these ever taken apart
@@ -103,6 +113,20 @@ def main(ahead: Any) -> None:
     steps.do(confinement.peak_forgotten())
     frames.write(CHANNEL, {"ready": True, "costs": costs, "places": len(server.places)})
     server.serve()
+
+
+def _is_alone() -> bool:
+    """Whether no other threads run in this process, once libraries know that it forks."""
+    fork = ctypes.PyDLL(None).fork
+    pid = fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)  # OpenBLAS stopped its threads for that, and starts them when it needs them
+    for _ in range(100):
+        if len(os.listdir("/proc/self/task")) == 1:
+            return True
+        time.sleep(0.001)
+    return False
 
 
 def told_and_asked(pid: Any) -> steps.Steps:
