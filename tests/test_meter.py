@@ -38,10 +38,16 @@ class Machine:
         (folder / "stat").write_text(f"{tid} (a) name)) {state} 1 1 1\n")
         if pid == tid:
             (self.proc / str(pid) / "schedstat").write_text(line)
+        if pid == AGENT and not (self.proc / "self").exists():
+            (self.proc / "self").symlink_to(self.proc / str(pid))
 
     def end(self, pid: int) -> None:
         for path in sorted((self.proc / str(pid)).rglob("*"), reverse=True):
-            path.rmdir() if path.is_dir() else path.unlink()
+            if path.is_dir():
+                path.rmdir()
+            else:
+                path.write_text("")  # who has it open is told nothing any more
+                path.unlink()
         (self.proc / str(pid)).rmdir()
 
     def usage(self, seconds: float) -> None:
@@ -322,9 +328,10 @@ def test_two_threads_are_never_taken_to_be_asleep(machine: Machine) -> None:
 
 
 def test_what_sleeps_is_looked_at_less_often() -> None:
-    """After a few looks; as often as ever where it is young, or threads come and go."""
-    assert [tick_s(False, False, asleep) for asleep in (0, 2, 3, 99)] == [0.05, 0.05, 0.1, 0.1]
-    assert tick_s(False, True, 99) == tick_s(True, False, 99) == 0.01
+    """The longer it has slept; as often as ever where it is young, or threads come and go."""
+    ticks = [tick_s(False, False, asleep_s) for asleep_s in (0, 0.03, 0.08, 0.15, 9)]
+    assert ticks == [0.05, 0.05, 0.08, 0.15, 0.2]
+    assert tick_s(False, True, 9) == tick_s(True, False, 9) == 0.01
 
 
 SLEEP = b"import threading, time\n%s\ntime.sleep(2)"
@@ -381,7 +388,7 @@ async def test_who_takes_too_much_after_a_sleep_is_stopped(workdir: str, warm: b
 @pytest.mark.slow
 @pytest.mark.asyncio
 async def test_an_agent_looks_less_often_where_limits_are_kept_meanwhile(workdir: str) -> None:
-    """At a single thread, twenty times in two seconds; at two threads, forty times."""
+    """At a single thread, a dozen times in two seconds; at two threads, forty times."""
     here = Environment(name="a", github_ids=(1,), repo="a", workdir=workdir, python=PYTHON)
     limits = Limits(memory_bytes=256 << 20)
     seen: dict[bytes, int] = {}
@@ -398,7 +405,7 @@ async def test_an_agent_looks_less_often_where_limits_are_kept_meanwhile(workdir
             assert (await sandbox.run(job, lambda cpus: None)).exit_code == 0
             seen[beside] = pauses(agent) - before
         await sandbox.aclose()
-    assert seen[b""] < 36 <= seen[BESIDE], seen
+    assert seen[b""] < 28 <= 36 <= seen[BESIDE], seen
 
 
 def test_version_2_tells_cpu_time_in_cpu_stat(tmp_path: Path) -> None:

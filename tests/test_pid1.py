@@ -349,3 +349,21 @@ def test_magic_links_lead_nowhere(tmp_path: Path) -> None:
         assert raised.value.errno == errno.ELOOP
     finally:
         os.close(fd)
+
+
+@pytest.fixture
+def no_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The C library's fork fails, where an init calls it."""
+    if platform.machine() != "x86_64":
+        pytest.skip("the machine code is x86_64's")
+    alter(monkeypatch, "kernel", "_libc.fork", "_libc.getchar")  # -1: there is nothing to read
+
+
+@pytest.mark.usefixtures("no_fork")
+@pytest.mark.asyncio
+async def test_an_init_that_can_not_fork_costs_no_verdict(workdir: str) -> None:
+    """Its interpreter is given up, and the snippet runs without one."""
+    async with opened(workdir, warm=True) as place:
+        for _ in range(3):
+            seen = await run(place, "print('here')")
+            assert (seen.exit_code, seen.stdout, seen.warm) == (0, "here\n", False), seen

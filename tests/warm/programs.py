@@ -212,23 +212,26 @@ PROGRAMS = {
     "stdout_deleted": "import sys\nprint('x')\ndel sys.stdout",
     "exit_at_exit": "import atexit, sys\natexit.register(sys.exit, 3)",
     "error_without_a_trace": "import sys\ndef hook(*error):\n    print('hook')\nsys.excepthook = hook\n1 / 0",
-    "finalizers_of_torch": "import torch\nprint(torch.library.TABLE)",
-    "finalizers_before_a_destructor": "import torch\nclass A:\n"
-    "    def __del__(self, table=torch.library.TABLE):\n        print(table)\na = A()",
-    "finalizers_before_a_generator_ends": "import torch\ndef f(table=torch.library.TABLE):\n"
-    "    try:\n        yield\n    finally:\n        print(table)\ng = f()\nnext(g)",
-    "finalizers_before_a_reference_goes": "import torch, weakref\nclass A:\n    pass\na = A()\n"
-    "r = weakref.ref(a, lambda _, table=torch.library.TABLE: print(table))",
     "finalizers_before_other_work": "import atexit\n"
     "atexit.register(lambda: print(torch.library.TABLE))\nimport torch",
-    "finalizer_of_its_own": "import torch, weakref\nclass A:\n    pass\na = A()\n"
+    "finalizer_after_torch": "import torch, weakref\nclass A:\n    pass\na = A()\n"
     "weakref.finalize(a, lambda: print(torch.library.TABLE))",
-    "finalizer_without_torch": "import ctypes, weakref\nclass A:\n    pass\na = A()\n"
-    "ctypes.pythonapi.Py_IncRef(ctypes.py_object(a))\nweakref.finalize(a, print, 'finalized')",
+    "finalizer_before_torch": "import weakref\nclass A:\n    pass\na = A()\n"
+    "weakref.finalize(a, lambda: print(torch.library.TABLE))\nimport torch",
+    "finalizer_and_other_work": "import atexit, weakref\nclass A:\n    pass\na = A()\n"
+    "weakref.finalize(a, print, 'finalized')\natexit.register(print, 'other')\nimport torch",
+    "finalizer_without_torch": "import ctypes, weakref\nopen('loud', 'w').close()\n"
+    "class A:\n    pass\na = A()\nctypes.pythonapi.Py_IncRef(ctypes.py_object(a))\n"
+    "weakref.finalize(a, print, 'finalized')",
+    "finalizer_of_another_module": "import ahead.final\nopen('loud', 'w').close()",
+    "end_called_by_a_program": "import atexit, sys, torch\natexit._run_exitfuncs()\n"
+    "print(torch.library.TABLE)\nsys.exit(3)",
     "stdout_full": "import sys\nsys.stdout = open('/dev/full', 'w')\nprint('lost')",
     "stdout_of_its_own": "import sys\nclass Out:\n    flushed = 0\n    def write(self, text):\n"
     "        sys.__stdout__.write(text)\n    def flush(self):\n        self.flushed += 1\n"
     "        sys.__stdout__.write('flush %d' % self.flushed)\nsys.stdout = Out()\nprint('x')",
+    "declares_what_we_call": "import ctypes\n"
+    "ctypes.pythonapi.Py_AtExit.argtypes = [ctypes.CFUNCTYPE(None)]",
     "called_by_c_at_the_end": "import ctypes\n"
     "print(ctypes.pythonapi.Py_AtExit(ctypes.pythonapi.abort))",
     "written_by_c": "import ctypes\nctypes.CDLL(None).printf(b'from C')",

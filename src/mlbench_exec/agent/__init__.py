@@ -9,8 +9,8 @@
     preload      in a warm interpreter: modules imported ahead, hidden, given back
     front        the `python` on a bash snippet's PATH
     helper       what it calls, in the snippet's namespaces
+    finalizers   in a warm interpreter: those of modules imported ahead
     ending       in a warm interpreter: what a program's end leaves out
-    finalizers   in a warm interpreter: those that need not run at a program's end
     native       machine code: a fork without a copy, steps without Python
     pid1         a fork with an init of its own
     warm         in a warm interpreter: serving forks

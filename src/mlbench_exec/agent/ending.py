@@ -17,6 +17,8 @@ import ctypes
 import gc
 import sys
 
+from mlbench_exec.agent import finalizers
+
 TYPE_CHECKING = False  # typing takes longer to import than most of what is imported here
 if TYPE_CHECKING:
     from typing import Any, Callable
@@ -45,7 +47,8 @@ class Ending:
         self._streams: tuple[int, ...] = ()
         modules = dict(ahead.hidden, **sys.modules)  # a .pth file may have imported some, too
         self._known = frozenset(modules)
-        self._has_others = any(_is_extension_of_others(module) for module in modules.values())
+        own = ctypes.PyDLL(None)  # the usual one is the program's as well
+        self._ask, self._harmless = own.Py_AtExit, own.Py_IsInitialized
         self._said = {"is_all": False}  # to one that nothing else may hold
         atexit.register(self.prepare)  # the first, so that it runs last
         leave = ctypes.PyDLL(None).exit
@@ -62,6 +65,8 @@ class Ending:
 
     def prepare(self) -> None:
         """At the end of a program, after its own work for the end."""
+        if not finalizers.is_the_end():
+            return  # the program calls it
         self._shared.prepare(self._ahead.unchanged())
         self._said["is_all"] = self._succeeds() and self._is_plain()
 
@@ -106,9 +111,14 @@ class Ending:
             return False
         if any(_is_extension_of_others(modules[name]) for name in own):
             return False
-        if not self._has_others and "ctypes" not in modules:
-            return True
-        return _places_at_end() == PLACES_AT_END
+        return self._places_at_end() == PLACES_AT_END
+
+    def _places_at_end(self) -> int:
+        """How many functions in C could still ask to be called at Python's end: now none."""
+        count = 0
+        while count < PLACES_AT_END and self._ask(self._harmless) == 0:
+            count += 1
+        return count
 
 
 class _Shared:
@@ -208,15 +218,6 @@ def _is_extension_of_others(module: Any) -> bool:
         return True  # nobody knows, and to ask could be seen
     path = object.__getattribute__(module, "__dict__").get("__file__")
     return isinstance(path, str) and path.endswith(EXTENSION) and PYTHONS_OWN not in path
-
-
-def _places_at_end() -> int:
-    """How many functions in C could still ask to be called at the interpreter's end: now none."""
-    ask, harmless = ctypes.pythonapi.Py_AtExit, ctypes.pythonapi.Py_IsInitialized
-    count = 0
-    while count < PLACES_AT_END and ask(harmless) == 0:
-        count += 1
-    return count
 
 
 def skip_libraries() -> None:

@@ -172,7 +172,7 @@ def fork_address() -> int:
 
 
 def is_new_glibc() -> bool:
-    """Whether this is the GNU C library, of a version that asks the kernel for process ids."""
+    """Whether this is the GNU C library, of a version in which a fork may have its parent's id."""
     try:
         version = _libc.gnu_get_libc_version
     except AttributeError:
@@ -180,7 +180,7 @@ def is_new_glibc() -> bool:
     version.restype = ctypes.c_char_p
     try:
         major, minor = version().split(b".")[:2]
-        return (int(major), int(minor)) >= (2, 25)
+        return (int(major), int(minor)) >= (2, 26)
     except ValueError:
         return False
 

@@ -98,6 +98,7 @@ class Meter:
         self._proc = proc
         self._now = now
         self._look = Look({}, 0, 0, 0, 0, 0, cpus)
+        self._sleeper: Sleeper | None = None
         self._newborn = NEW  # what is assumed of a thread that wasn't there before
         self._deep = 0  # nanoseconds in which threads counted as ready in uninterruptible sleep
         self._has_missed = False  # a thread that ended while it was looked at
@@ -149,6 +150,7 @@ class Meter:
         dt = now - self._last
         if dt < shortest_s:
             return False
+        self.let_go()
         before, self._look, self._last = self._look, self._take_look(int(dt * 1e9)), now
         look = self._look
         used, own_waited = self._take_usage()
@@ -174,30 +176,38 @@ class Meter:
         """
         if not self.is_asleep:
             return False
-        ((pid, tid), thread), *_ = self._look.threads.items()
-        told = _read("%s/%d/task/%d/schedstat" % (self._proc, pid, tid)).split()
-        if told[:3] != [b"%d" % one for one in (thread.ran, thread.waited, thread.turns)]:
-            return False
-        if self._state((pid, tid)) != b"S":
+        if self._sleeper is None:
+            ((key, thread),) = self._look.threads.items()
+            try:
+                self._sleeper = Sleeper(self._proc, key, thread)
+            except OSError:
+                return False
+        own_waited = self._sleeper.observer_waited()
+        if not self._sleeper.sleeps_on():
             return False
         now = self._now()
-        dt, own_waited = now - self._last, self._own_times()[1]
-        if dt <= 0:
-            return True
-        waited, self._own_waited, self._last = own_waited - self._own_waited, own_waited, now
-        self.clock.add(
-            dt,
-            0.0,
-            0.0,
-            (0, 0),
-            self._look.cpus,
-            runners=0,
-            worked_s=0.0,
-            used_s=0.0,
-            is_complete=True,
-            own_delay_s=waited / 1e9,
-        )
+        dt, self._last = now - self._last, max(now, self._last)
+        self._own_waited += own_waited
+        if dt > 0:
+            self.clock.add(
+                dt,
+                0.0,
+                0.0,
+                (0, 0),
+                self._look.cpus,
+                runners=0,
+                worked_s=0.0,
+                used_s=0.0,
+                is_complete=True,
+                own_delay_s=own_waited / 1e9,
+            )
         return True
+
+    def let_go(self) -> None:
+        """Close what was opened to look at a sleeper."""
+        if self._sleeper is not None:
+            self._sleeper.close()
+            self._sleeper = None
 
     def _take_look(self, span: int) -> Look:
         ran = waited = worked = ready = runners = 0
@@ -274,7 +284,7 @@ class Meter:
     def _state(self, key: Key) -> bytes:
         """R for a thread that runs or is ready to."""
         path = "%s/%d/task/%d/stat" % (self._proc, *key)
-        return _read(path).rpartition(b")")[2][1:2]
+        return _state_in(_read(path))
 
     def _is_deep_ready(self, states: dict[Key, bytes], span: int) -> bool:
         """Whether threads in uninterruptible sleep wait for one that has no CPU.
@@ -343,6 +353,41 @@ class Meter:
         return total
 
 
+class Sleeper:
+    """What tells of a thread whether it sleeps on, and how long its observer waited for a CPU.
+
+    To read an open file is a third of opening it as well. Raises OSError where one has gone.
+    """
+
+    def __init__(self, proc: str, key: Key, thread: Seen) -> None:
+        folder = "%s/%d/task/%d/" % (proc, *key)
+        self._counters = b"%d %d %d\n" % (thread.ran, thread.waited, thread.turns)
+        self._fds: list[int] = []
+        try:
+            for path in (folder + "schedstat", folder + "stat", proc + "/self/schedstat"):
+                self._fds.append(os.open(path, os.O_RDONLY))
+        except OSError:
+            self.close()
+            raise
+        self._waited = self._own()
+
+    def sleeps_on(self) -> bool:
+        counters, state, _ = self._fds
+        return _again(counters) == self._counters and _state_in(_again(state)) == b"S"
+
+    def observer_waited(self) -> int:
+        """Since the last time, nanoseconds."""
+        before, self._waited = self._waited, self._own()
+        return self._waited - before
+
+    def _own(self) -> int:
+        return int(_again(self._fds[2]).split()[1])
+
+    def close(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
+
+
 def settle(before: Seen, ran: int, waited: int, is_ready: bool, span: int) -> Seen:
     """The thread now, `span` nanoseconds later, with the part of its wait not told of yet."""
     unexplained = span - (ran - before.ran) - (waited - before.waited)
@@ -389,6 +434,18 @@ def _read(path: str, size: int = 1024) -> bytes:
         return b""
     finally:
         os.close(fd)
+
+
+def _again(fd: int) -> bytes:
+    """An open file from its beginning; nothing where what it tells of has gone."""
+    try:
+        return os.pread(fd, 1024, 0)
+    except OSError:
+        return b""
+
+
+def _state_in(stat: bytes) -> bytes:
+    return stat.rpartition(b")")[2][1:2]
 
 
 def _affinity(tid: int) -> list[frozenset[int]]:

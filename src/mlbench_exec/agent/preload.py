@@ -57,8 +57,10 @@ class AtExit:
     def __init__(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.name, self.args, self.kwargs = name, args, kwargs
 
-    def register(self, register: Callable[..., Any], is_last: bool) -> None:
-        register(*self.args, **self.kwargs)
+    def give(self, names: set[str], register: Callable[..., Any], is_last: bool) -> None:
+        """To a snippet that imports these; `is_last`: no work of its own comes afterwards."""
+        if self.name in names:
+            register(*self.args, **self.kwargs)
 
 
 class Recorder:
@@ -131,9 +133,9 @@ class Recorder:
     def register_for(self, names: list[str]) -> None:
         wanted = set(names)
         for one in self.at_exit:
-            if one.name in wanted:
-                one.register(self._register, self._atexit._ncallbacks() == self._registered)
-                self._registered += 1
+            before = self._atexit._ncallbacks()
+            one.give(wanted, self._register, before == self._registered)
+            self._registered += self._atexit._ncallbacks() - before
 
     def _see_gcd(self, name: str, package: Any = None, level: int = 0) -> Any:
         module = self._gcd(name, package, level)

@@ -41,8 +41,7 @@ if TYPE_CHECKING:
 
 TICK_S = 0.05
 FIRST_TICK_S = 0.01  # the sooner others hear that it sleeps, the sooner they start
-LONG_TICK_S = 0.1  # where a single thread sleeps, and limits are kept without a look as well
-LONG_ASLEEP = 3  # looks in a row
+LONG_TICK_S = 0.2  # where a single thread sleeps, and limits are kept without a look as well
 NEWS = 0.3  # CPUs: a change worth a word
 IDLE = 0.1  # CPUs: as good as none
 ASLEEP = 0.25  # what is left of one after two looks at which nothing was ready
@@ -79,16 +78,16 @@ def has_left_memory(world: World) -> bool:
     return False
 
 
-def tick_s(is_young: bool, is_sampling: bool, asleep: int) -> float:
+def tick_s(is_young: bool, is_sampling: bool, asleep_s: float) -> float:
     """How long to the next look: short at first, and where threads come and go on a busy machine.
 
-    Longer where a single thread had not run at the last `asleep` looks: many sleep at once.
+    Longer where a single thread has slept as long before: many sleep at once.
     """
     if is_young:
         return FIRST_TICK_S
     if is_sampling:
         return SHORT_TICK_S
-    return LONG_TICK_S if asleep >= LONG_ASLEEP else TICK_S
+    return min(max(TICK_S, asleep_s), LONG_TICK_S)
 
 
 class ColdWanted(Exception):
@@ -145,7 +144,7 @@ class _Running:
         self.disk_full = False
         self._wanted = 1.0  # CPUs
         self._told: float | None = None
-        self._asleep = 0  # looks in a row
+        self._asleep_since: float | None = None
         self._next_sample = time.monotonic() + TICK_S
         self._report = b""
         if not world.nested:
@@ -211,7 +210,8 @@ class _Running:
     def _tick_s(self, now: float) -> float:
         is_young = self.has_started and self._told is None and now - self.started < OF_AGE_S
         is_sampling = self._is_fair and self.meter.clock.is_sampling
-        return tick_s(is_young, is_sampling, self._asleep)
+        asleep_s = 0.0 if self._asleep_since is None else now - self._asleep_since
+        return tick_s(is_young, is_sampling, asleep_s)
 
     def _handle(self, fd: int, event: int, poller: select.poll) -> None:
         if fd == self.world.control_fd:
@@ -314,12 +314,15 @@ class _Running:
     def _sample(self) -> None:
         if self.interpreter and self.interpreter.refusal() is not None:
             self.failure = "refused"
-        if self._asleep and self._told == 0.0 and self.meter.is_still():
-            self._asleep += 1
+        is_asleep = self._asleep_since is not None and self._told == 0.0
+        if is_asleep and self.meter.is_still():
             return
         if self.meter.sample() and self.has_started:
             may_wait = self.world.nested and self.world.counters.has_memory
-            self._asleep = self._asleep + 1 if may_wait and self.meter.is_asleep else 0
+            if not (may_wait and self.meter.is_asleep):
+                self._asleep_since = None
+            elif self._asleep_since is None:
+                self._asleep_since = time.monotonic()
             if self.limits.get("tell"):
                 self._tell_demand()
         used, everything = self._memory_bytes()
@@ -434,6 +437,7 @@ class _Running:
         if not self.ended:
             self.ended = time.monotonic()
         self.meter.sample()
+        self.meter.let_go()
         if self.world.nested:
             _kill(self.pid)
             if self.interpreter:

@@ -121,6 +121,8 @@ def _is_alone() -> bool:
     pid = fork()
     if pid == 0:
         os._exit(0)
+    if pid < 0:
+        return False
     os.waitpid(pid, 0)  # OpenBLAS stopped its threads for that, and starts them when it needs them
     for _ in range(100):
         if len(os.listdir("/proc/self/task")) == 1:
