@@ -11,7 +11,7 @@ import anyio
 # CPUs that a snippet is reckoned with until its agent tells, where others' example speaks for less
 # than one.
 BRIEF = 0.6  # they had ended by then: a start and an end have gaps
-SLEEPER = 0.4  # they slept, for most of the time until that was sure
+SLEEPER = 0.3  # they slept, for most of the time until that was sure
 MOSTLY = 0.75  # of them, or busy ones that are let in with sleepers are too many
 RECENT = 8  # snippets whose example the next ones are taken to follow
 WHILE_OPENING = 0.25  # CPUs: mostly waiting
