@@ -35,7 +35,7 @@ print(random.random(), numpy.random.rand(), torch.rand(1).item())
 def test_numpy_and_torch_are_seeded_as_after_a_fresh_import(tmp_path: Path) -> None:
     """What is seeded comes out the same warm and cold; what isn't, differs between snippets."""
     assert PYTHON is not None
-    with contextmanager(opened)(tmp_path, PYTHON, ("numpy", "torch"), slot=40) as place:
+    with contextmanager(opened)(tmp_path, PYTHON, ("numpy", "torch"), slot=40, modules={}) as place:
         cold, warm = (place.run(how, "python", LOOK) for how in ("cold", "warm"))
         assert (warm.warm, warm.notes, cold.stderr, warm.stderr) == (True, (), "", "")
         assert warm.stdout == cold.stdout

@@ -101,11 +101,18 @@ def bare_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     yield from opened(tmp_path_factory.mktemp("bare"), sys.executable, (), slot=2)
 
 
-def opened(folder: Path, python: str, preload: tuple[str, ...], slot: int) -> Iterator[Place]:
+def opened(
+    folder: Path,
+    python: str,
+    preload: tuple[str, ...],
+    slot: int,
+    modules: dict[str, str] = MODULES,
+) -> Iterator[Place]:
     folder.chmod(0o755)
-    write(folder / "modules", MODULES)
+    write(folder / "modules", modules)
     write(folder / "repo", FILES)
-    modules = str(folder / "modules")
+    (folder / "modules").mkdir(exist_ok=True)
+    path = str(folder / "modules")
     environment = Environment(
         name="warm",
         github_ids=(1,),
@@ -113,8 +120,8 @@ def opened(folder: Path, python: str, preload: tuple[str, ...], slot: int) -> It
         workdir=str(folder / "repo"),
         python=python,
         preload=preload,
-        env={"PYTHONPATH": modules},
-        mounts=(Mount(source=modules, target=modules),),
+        env={"PYTHONPATH": path},
+        mounts=(Mount(source=path, target=path),),
     )
     with start_blocking_portal() as portal:
         place = Place(portal, environment)
