@@ -24,6 +24,7 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int
     wall_s: float
     cpu_s: float  # of the whole machine meanwhile
+    starts_s: tuple[float, ...] = ()  # when each began
 
     @property
     def per_s(self) -> float:
@@ -37,22 +38,29 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True):
 
 def timed(call: Callable[[], object], count: int, concurrency: int = 1) -> Rate:
     """Make `count` calls from `concurrency` threads."""
+
+    def timed_call() -> float:
+        began = time.monotonic()
+        call()
+        return began
+
     before, started = busy_s(), time.monotonic()
     with ThreadPoolExecutor(concurrency) as threads:
-        for done in [threads.submit(call) for _ in range(count)]:
-            done.result()
+        calls = [threads.submit(timed_call) for _ in range(count)]
+        starts_s = tuple(done.result() for done in calls)
     wall_s = time.monotonic() - started
-    return Rate(count=count, concurrency=concurrency, wall_s=wall_s, cpu_s=busy_s() - before)
+    return Rate(
+        count=count,
+        concurrency=concurrency,
+        wall_s=wall_s,
+        cpu_s=busy_s() - before,
+        starts_s=starts_s,
+    )
 
 
-def bare(
-    count: int, concurrency: int = 1, code: str = NOTHING, starts_s: list[float] | None = None
-) -> Rate:
-    """fork + exec of the Python that snippets get, and the wait for it.
-
-    `starts_s` takes the moments at which they started.
-    """
-    return _run([], count, concurrency, code, starts_s)
+def bare(count: int, concurrency: int = 1, code: str = NOTHING) -> Rate:
+    """fork + exec of the Python that snippets get, and the wait for it."""
+    return _run([], count, concurrency, code)
 
 
 def unshared(count: int, concurrency: int = 1) -> Rate:
@@ -60,20 +68,12 @@ def unshared(count: int, concurrency: int = 1) -> Rate:
     return _run(UNSHARE, count, concurrency)
 
 
-def _run(
-    before: list[str],
-    count: int,
-    concurrency: int,
-    code: str = NOTHING,
-    starts_s: list[float] | None = None,
-) -> Rate:
+def _run(before: list[str], count: int, concurrency: int, code: str = NOTHING) -> Rate:
     with tempfile.TemporaryDirectory(prefix="mlbench-bench-") as folder:
         (Path(folder) / "temp.py").write_text(code)
         command = [*before, PYTHON, "temp.py"]
 
         def call() -> None:
-            if starts_s is not None:
-                starts_s.append(time.monotonic())
             subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, check=True)
 
         return timed(call, count, concurrency)

@@ -35,13 +35,12 @@ def _at(concurrency: int, count: int, sleep_s: float) -> Measured:
         )
         rows = [Row(github_id=1, id=n, outputs=(code,)) for n in range(count)]
         judged = judge(rows, request)
-    bare: list[float] = []
-    floors.bare(min(count, 16 * concurrency), concurrency, code, bare)
+    bare = floors.bare(min(count, 16 * concurrency), concurrency, code)
     return Measured(
         concurrency=concurrency,
         count=count,
         share=held(judged.starts_s, concurrency, sleep_s),
-        floor=held(bare, concurrency, sleep_s),
+        floor=held(bare.starts_s, concurrency, sleep_s),
         wall_s=judged.wall_s,
     )
 

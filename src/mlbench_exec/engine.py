@@ -35,7 +35,7 @@ from mlbench_exec.sandbox import Backend, Job, Observation
 from mlbench_exec.schedule import Chain, Execution
 from mlbench_exec.settings import Settings
 from mlbench_exec.submissions import output_hash
-from mlbench_exec.verdict_stream import Judged, Outcome, VerdictStream
+from mlbench_exec.verdict_stream import JudgedRows, Outcome, VerdictStream
 from mlbench_exec.verdicts import Unjudged, Verdict
 from mlbench_exec.weights import Manifest, Missing, Store, load_manifest, missing, mounted
 
@@ -255,7 +255,7 @@ class Engine:
         self,
         submissions: Iterable[object] | AsyncIterable[object],
         *,
-        judged: Judged | None = None,
+        judged: JudgedRows | None = None,
     ) -> VerdictStream:
         """Judge submissions as they come; iterate over the result for outcomes as completed.
 
@@ -321,7 +321,8 @@ class Engine:
         uncertain = 0  # attempts whose verdicts were too close to the limit to count
         attempt = 1
         while attempt <= ATTEMPTS:
-            await anyio.sleep(pause_s(attempt))
+            if attempt > 1:
+                await anyio.sleep(pause_s(attempt))
             try:
                 observation, slot, started_at = await self._observe(
                     job, execution, fresh=attempt > 1, alone=alone

@@ -66,7 +66,7 @@ class Pool:
     ) -> None:
         self.size = size
         self._backend = backend
-        self._permits = anyio.Semaphore(size)
+        self._permits = anyio.Semaphore(size, fast_acquire=True)
         self._gathering = anyio.Lock()
         self._free = list(range(size + spares - 1, -1, -1))  # slot numbers, the lowest last
         self._idle: list[_Idle] = []  # least recently used first

@@ -18,7 +18,7 @@ from mlbench_exec.waiting import Waiting
 
 LOOK_AHEAD = 4  # chains that wait for each worker, so that an environment's come together
 Outcome = Verdict | Unjudged
-Judged = Mapping[Key, Mapping[int, bool]]  # by row and index: whether it passed
+JudgedRows = Mapping[Key, Mapping[int, bool]]  # by row and index: whether it passed
 
 
 class Judge(Protocol):
@@ -49,7 +49,7 @@ class VerdictStream(Handover[Outcome]):
         self,
         engine: Judge,
         submissions: Iterable[object] | AsyncIterable[object],
-        judged: Judged,
+        judged: JudgedRows,
     ) -> None:
         super().__init__(engine.size, "engine")
         self.rows: dict[Key, int] = {}  # every row read so far, with its number of outputs

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from anyio.abc import Process
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from conftest import agents_of
@@ -16,13 +17,19 @@ from mlbench_exec.backends import agent_sandbox
 from mlbench_exec.backends.local import LocalBackend
 from mlbench_exec.engine import Engine
 from mlbench_exec.environments import Environment, Environments, Mount
-from mlbench_exec.errors import BackendLost, EnvironmentUnusable, MachineTooBusy, SandboxFailed
+from mlbench_exec.errors import (
+    BackendLost,
+    BackendUnavailable,
+    EnvironmentUnusable,
+    MachineTooBusy,
+    SandboxFailed,
+)
 from mlbench_exec.samples import Sample
 from mlbench_exec.sandbox import Backend, Limits
 from mlbench_exec.settings import Settings
 from mlbench_exec.testing.fakes import FakeBackend
 from mlbench_exec.verdict_stream import Outcome
-from mlbench_exec.verdicts import Unjudged
+from mlbench_exec.verdicts import Unjudged, Verdict
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 LIMITS = Limits(memory_bytes=256 << 20, wall_cap_factor=2.0)
@@ -163,6 +170,50 @@ ENVIRONMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "no row's folder": ({"path": "./not/here"}, "not/here"),
     "outside": ({"path": "../.."}, "leads out of"),
 }
+
+
+FIRST_STARTS_DIE = """#!/bin/sh
+: > {folder}/$$
+[ $(ls {folder} | wc -l) -gt {count} ] && exec /usr/bin/python3 "$@"
+"""
+
+
+@pytest.mark.parametrize(("count", "is_given_up"), [(2, False), (3, True)])
+def test_a_run_does_not_end_for_one_agent_that_was_killed_at_its_start(
+    tmp_path: Path, portal: BlockingPortal, count: int, is_given_up: bool
+) -> None:
+    """The first sandbox shows whether there can be any: it is tried three times."""
+    folder = tmp_path / "starts"
+    folder.mkdir()
+    mortal = tmp_path / "mortal"
+    mortal.write_text(FIRST_STARTS_DIE.format(folder=folder, count=count))
+    mortal.chmod(0o755)
+    backend = LocalBackend(limits=LIMITS, agent_python=str(mortal))
+    if is_given_up:
+        with pytest.raises(BackendUnavailable, match="can't make a sandbox here"):
+            judge(portal, tmp_path, backend, "print(1)")
+    else:
+        (outcome,) = judge(portal, tmp_path, backend, "print(1)")
+        assert isinstance(outcome, Verdict)
+
+
+def test_an_agent_that_is_killed_at_once_costs_no_run(
+    tmp_path: Path, portal: BlockingPortal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it is in its cgroup, when the second one is started: the next one takes its place."""
+    start, count = LocalBackend._start_agent, 0
+
+    async def start_and_kill(backend: LocalBackend) -> Process:
+        nonlocal count
+        process, count = await start(backend), count + 1
+        if count == 2:
+            process.kill()
+            await process.wait()
+        return process
+
+    monkeypatch.setattr(LocalBackend, "_start_agent", start_and_kill)
+    (outcome,) = judge(portal, tmp_path, LocalBackend(limits=LIMITS), "print(1)")
+    assert (isinstance(outcome, Verdict), count) == (True, 3), outcome
 
 
 @pytest.mark.parametrize("kind", ENVIRONMENTS)

@@ -1,5 +1,6 @@
 """A sandbox behind an agent's byte stream: what both backends have in common."""
 
+from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
 import anyio
@@ -8,13 +9,16 @@ import anyio.to_thread
 from mlbench_exec import wire
 from mlbench_exec.environments import Environment
 from mlbench_exec.errors import EnvironmentUnusable, MachineTooBusy, SandboxFailed
-from mlbench_exec.sandbox import Job, Observation, Tell
+from mlbench_exec.patience import pause_s
+from mlbench_exec.sandbox import Job, Observation, Sandbox, Tell
 
 START_TIMEOUT_S = 60.0
 ANSWER_GRACE_S = 30.0
 FIRST_RUN_GRACE_S = 600.0  # activation, and mending files of foreign owners
 BARE_BYTES = 64 << 20  # for interpreters that have imported nothing: some 10 MB each
 
+TRIALS = 3  # of a run's first sandbox
+TRIALS_WITHIN_S = 10.0
 WARM_GRACE_S = 300.0  # a warm interpreter that starts, or says nothing any more
 
 M = TypeVar("M", bound=wire.Message)
@@ -26,6 +30,23 @@ def room_for_warm(environment: Environment, preload_bytes: int) -> int:
     Little where nothing is preloaded: what isn't needed, a snippet could use.
     """
     return preload_bytes if environment.preload else min(preload_bytes, BARE_BYTES)
+
+
+async def first_of_a_run(open_one: Callable[[], Awaitable[Sandbox]]) -> Sandbox:
+    """Open the sandbox that shows whether there can be any here.
+
+    One that breaks says little: somebody may have ended it. So it is tried again, a little later.
+    Raises the last `SandboxFailed`, and whatever else opening raises at once.
+    """
+    until = anyio.current_time() + TRIALS_WITHIN_S
+    for trial in range(1, TRIALS):
+        try:
+            return await open_one()
+        except SandboxFailed:
+            if anyio.current_time() > until:
+                raise
+            await anyio.sleep(pause_s(trial + 1))
+    return await open_one()
 
 
 class AgentStream(Protocol):

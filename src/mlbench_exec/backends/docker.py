@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, Self
 
 import aiodocker
@@ -15,7 +16,12 @@ from aiodocker.containers import DockerContainer
 
 from mlbench_exec import seccomp, wire
 from mlbench_exec.backends import apparmor, daemons
-from mlbench_exec.backends.agent_sandbox import AgentSandbox, NestingRefused, room_for_warm
+from mlbench_exec.backends.agent_sandbox import (
+    AgentSandbox,
+    NestingRefused,
+    first_of_a_run,
+    room_for_warm,
+)
 from mlbench_exec.backends.cgroups import HEADROOM_BYTES, HEADROOM_PIDS
 from mlbench_exec.backends.containers import (
     CALL_TIMEOUT_S,
@@ -234,7 +240,7 @@ class DockerBackend:
             if not self.has_images([environment]):
                 continue
             try:
-                sandbox = await self._try_nested(environment)
+                sandbox = await first_of_a_run(partial(self._try_nested, environment))
             except EnvironmentUnusable:
                 continue
             except NestingRefused as error:

@@ -6,6 +6,7 @@ import pwd
 import shutil
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from subprocess import PIPE
 from typing import Self
@@ -15,7 +16,12 @@ from anyio.abc import Process
 
 from mlbench_exec import seccomp, wire
 from mlbench_exec.backends import cgroups, identity, interpreters
-from mlbench_exec.backends.agent_sandbox import AgentSandbox, NestingRefused, room_for_warm
+from mlbench_exec.backends.agent_sandbox import (
+    AgentSandbox,
+    NestingRefused,
+    first_of_a_run,
+    room_for_warm,
+)
 from mlbench_exec.backends.gpus import VARIABLES, GpuSlots
 from mlbench_exec.environments import Environment, Mount
 from mlbench_exec.errors import BackendUnavailable, EnvironmentUnusable, SandboxFailed
@@ -133,8 +139,8 @@ class LocalBackend:
     async def _probe(self) -> None:
         """Open one sandbox with nothing in it, to learn whether this machine allows it."""
         try:
-            sandbox = await self._start((), {}, "/", 0, 0)
-        except (NestingRefused, SandboxFailed, OSError) as error:
+            sandbox = await first_of_a_run(partial(self._start, (), {}, "/", 0, 0))
+        except (NestingRefused, SandboxFailed) as error:
             raise BackendUnavailable(
                 f"the local backend can't make a sandbox here: {error}. {HELP}"
             ) from error
@@ -187,6 +193,20 @@ class LocalBackend:
         return tuple(sorted(entries.values(), key=lambda entry: len(entry.target)))
 
     async def _start(
+        self,
+        stash: tuple[wire.StashEntry, ...],
+        variables: dict[str, str],
+        workdir: str,
+        slot: int,
+        warm_bytes: int,
+    ) -> AgentSandbox:
+        """Raises `NestingRefused`, and `SandboxFailed` for whatever else keeps it from starting."""
+        try:
+            return await self._start_one(stash, variables, workdir, slot, warm_bytes)
+        except OSError as error:  # it was killed at once, or this machine has run out of something
+            raise SandboxFailed(f"an agent can't be started: {error}") from error
+
+    async def _start_one(
         self,
         stash: tuple[wire.StashEntry, ...],
         variables: dict[str, str],
