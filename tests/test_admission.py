@@ -145,7 +145,7 @@ async def test_where_snippets_are_brief_one_more_fills_their_gaps() -> None:
 
 @pytest.mark.asyncio
 async def test_where_snippets_sleep_more_of_them_start_at_once() -> None:
-    """Five on two cores, for they wait most of the time until that is known.
+    """Six on two cores, for they wait most of the time until that is known.
 
     Where one in two of them computes, there are two at once, as where all do.
     """
@@ -156,7 +156,7 @@ async def test_where_snippets_sleep_more_of_them_start_at_once() -> None:
             await door.tell(ticket, 0.0)
             if len(door.inside) > 80:
                 break
-        assert sum(not ticket.has_told for ticket in door.inside) == 5
+        assert sum(not ticket.has_told for ticket in door.inside) == 6
         for number, ticket in enumerate(door.inside):
             if not ticket.has_told:
                 await door.tell(ticket, float(number % 2))

@@ -1,6 +1,7 @@
 """What the agent reads of a snippet's processes, from made-up /proc and cgroup trees."""
 
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -359,7 +360,7 @@ AWAKENED = b"""
 import sys, time
 time.sleep(0.8)
 some = b"x" * (400 << 20)
-time.sleep(0.4)
+time.sleep(1)
 print(len(some))
 """
 
@@ -422,6 +423,42 @@ def test_what_the_kernel_holds_is_told_by_either_version(tmp_path: Path) -> None
     (tmp_path / "memory.kmem.usage_in_bytes").write_text("1234\n")
     assert Counters({"memory": str(tmp_path)}).kernel_bytes() == 1234
     assert Counters({}).kernel_bytes() == 0
+
+
+def test_who_sleeps_on_is_told_by_the_real_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was opened to look at it is closed again, whatever became of it."""
+    before = set(os.listdir("/proc/self/fd"))
+    with subprocess.Popen(["sleep", "60"]) as process:
+        meter = Meter(2.0, {os.getpid()}, Counters({}))
+        monkeypatch.setattr(meter, "pids", lambda: [process.pid])
+        meter.begin(time.monotonic())
+        until = time.monotonic() + 10
+        while not meter.is_asleep and time.monotonic() < until:
+            time.sleep(0.05)
+            meter.sample()
+        assert meter.is_still()
+        assert meter.is_still()
+        process.kill()
+        process.wait()
+        assert not meter.is_still()
+        meter.let_go()
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_what_an_observer_waited_for_a_cpu_is_told_once(machine: Machine) -> None:
+    """Beside a sleeper, at looks that cost little as at others: then somebody is in the way."""
+    meter = asleep(machine)
+    assert meter.clock.busy < 0.01
+    waited = 0.0
+    for _ in range(3):
+        waited += 0.05
+        machine.thread(AGENT, AGENT, 0, waited, "S")
+        machine.time += 0.1
+        assert meter.is_still()
+    busy = meter.clock.busy
+    assert 0.2 < busy < 0.5
+    machine.tick(meter, 0.1)
+    assert meter.clock.busy < busy
 
 
 def test_the_real_proc_can_be_read() -> None:

@@ -223,6 +223,11 @@ PROGRAMS = {
     "finalizer_without_torch": "import ctypes, weakref\nopen('loud', 'w').close()\n"
     "class A:\n    pass\na = A()\nctypes.pythonapi.Py_IncRef(ctypes.py_object(a))\n"
     "weakref.finalize(a, print, 'finalized')",
+    "finalizers_of_a_part": "import functools, ahead.other",
+    "finalizer_that_imports": "import weakref\nclass A:\n    pass\na = A()\n"
+    "def last():\n    import ahead.final\nweakref.finalize(a, last)",
+    "finalizer_between": "import ahead.other, weakref\nclass A:\n    pass\na = A()\n"
+    "weakref.finalize(a, lambda: print(torch.library.TABLE))\nimport torch",
     "finalizer_of_another_module": "import ahead.final\nopen('loud', 'w').close()",
     "end_called_by_a_program": "import atexit, sys, torch\natexit._run_exitfuncs()\n"
     "print(torch.library.TABLE)\nsys.exit(3)",

@@ -22,8 +22,12 @@ MODULES = {
     "warnings.filterwarnings('ignore', message='of ahead')\n",
     "ahead/part.py": "import atexit, ahead_needs\nVALUE = ahead_needs.VALUE\n"
     "atexit.register(print, 'the part ends')\n",
-    "ahead/final.py": "import weakref\nclass A:\n    pass\nA.kept = A()\n"
-    "def finish():\n    print('finished')\nweakref.finalize(A.kept, finish)\n",
+    "ahead/final.py": "import functools, weakref\nclass A:\n    pass\nA.kept = A()\n"
+    "def finish():\n    print('finished')\nweakref.finalize(A.kept, finish)\n"
+    "import ahead.other\nweakref.finalize(A.kept, print, 'first')\n"
+    "weakref.finalize(A.kept, functools.partial(print, 'second'))\n",
+    "ahead/other.py": "import weakref\nclass A:\n    pass\nA.kept = A()\n"
+    "weakref.finalize(A.kept, print, 'another')\n",
     "ahead_needs.py": "VALUE = 'needed'\n",
     "hears.py": "import ctypes\nHEARD = []\nCALLS = [ctypes.CFUNCTYPE(None)(lambda word=word:"
     " HEARD.append(word)) for word in ('before', 'in the parent', 'in the child')]\n"

@@ -22,10 +22,16 @@ def find(ahead: Any) -> None:
     """Take the place of their work for the end, where a module imported ahead has made any."""
     weakref = ahead.hidden.get("weakref") or sys.modules.get("weakref")
     finalize = getattr(weakref, "finalize", None)
-    at_exit = ahead.recorder.at_exit
-    for index, one in enumerate(at_exit):
-        if finalize is not None and one.args[:1] == (finalize._exitfunc,):
-            at_exit[index] = Finalizers(finalize)
+    if finalize is None:
+        return
+    work, recorder = finalize._exitfunc.__func__, ahead.recorder
+    for index, one in enumerate(recorder.at_exit):
+        if one.args and getattr(one.args[0], "__func__", None) is work:
+            makers = {
+                key: name if name in ahead.hidden else one.name
+                for key, name in recorder.finalizers.items()
+            }
+            recorder.at_exit[index] = Finalizers(finalize, makers, one.name)
 
 
 def is_the_end() -> bool:
@@ -40,28 +46,32 @@ def is_the_end() -> bool:
 class Finalizers:
     """`weakref.finalize`'s work for the end, in its place on the list of a recorder."""
 
-    def __init__(self, finalize: Any) -> None:
+    def __init__(self, finalize: Any, makers: dict[Any, str], first: str) -> None:
+        """`makers`: the module that made each; the `first` one, if it isn't known."""
         self._finalize = finalize
-        self._needless: dict[Any, Any] = {}
-        self._made: dict[Any, list[tuple[Any, Any]]] = {}  # by module
-        for key, info in sorted(finalize._registry.items(), key=lambda item: item[1].index):
-            module = getattr(info.func, "__module__", None)
-            self._made.setdefault(module, []).append((key, info))
-            if (module, getattr(info.func, "__qualname__", None)) in NEEDLESS:
-                self._needless[key] = info
+        registry = finalize._registry.copy()
+        made = [(makers.get(key, first), key, info) for key, info in registry.items()]
+        self._made = sorted(made, key=lambda one: one[2].index)
+        self._known = frozenset(registry)
+        self._needless = {key: info for _, key, info in made if _name_of(info) in NEEDLESS}
         finalize._registry.clear()
         finalize._registered_with_atexit = False
-        self._is_last = False
+        self._is_last = True
 
     def give(self, names: set[str], register: Callable[..., Any], is_last: bool) -> None:
         """To a snippet that imports these; `is_last`: no work of its own comes afterwards."""
-        finalize, given = self._finalize, [name for name in self._made if name in names]
-        for name in given:
-            for key, info in self._made.pop(name):
-                info.index = next(finalize._index_iter)
-                finalize._registry[key] = info
-        if given and not finalize._registered_with_atexit:
-            self._is_last = is_last
+        finalize, given = self._finalize, [one for one in self._made if one[0] in names]
+        if not given:
+            return
+        self._made = [one for one in self._made if one[0] not in names]
+        if not finalize._registry.keys() <= self._known:
+            self._is_last = False  # its own come after these
+        for _, key, info in given:
+            info.index = next(finalize._index_iter)
+            finalize._registry[key] = info
+        finalize._dirty = True
+        if not finalize._registered_with_atexit:
+            self._is_last = self._is_last and is_last
             finalize._registered_with_atexit = True
             register(self.run)
 
@@ -72,3 +82,8 @@ class Finalizers:
                 if registry.get(key) is info:
                     del registry[key]
         self._finalize._exitfunc()
+
+
+def _name_of(info: Any) -> tuple[Any, Any]:
+    function = info.func
+    return getattr(function, "__module__", None), getattr(function, "__qualname__", None)

@@ -178,11 +178,13 @@ class Meter:
             return False
         if self._sleeper is None:
             ((key, thread),) = self._look.threads.items()
+            own_waited = self._own_times()[1] - self._own_waited
             try:
                 self._sleeper = Sleeper(self._proc, key, thread)
             except OSError:
                 return False
-        own_waited = self._sleeper.observer_waited()
+        else:
+            own_waited = self._sleeper.observer_waited()
         if not self._sleeper.sleeps_on():
             return False
         now = self._now()
@@ -363,6 +365,7 @@ class Sleeper:
         folder = "%s/%d/task/%d/" % (proc, *key)
         self._counters = b"%d %d %d\n" % (thread.ran, thread.waited, thread.turns)
         self._fds: list[int] = []
+        self._waited = 0
         try:
             for path in (folder + "schedstat", folder + "stat", proc + "/self/schedstat"):
                 self._fds.append(os.open(path, os.O_RDONLY))
@@ -381,7 +384,8 @@ class Sleeper:
         return self._waited - before
 
     def _own(self) -> int:
-        return int(_again(self._fds[2]).split()[1])
+        told = _again(self._fds[2]).split()
+        return int(told[1]) if len(told) > 1 else self._waited
 
     def close(self) -> None:
         for fd in self._fds:

@@ -70,7 +70,9 @@ class Recorder:
         self.edges: dict[str, dict[str, None]] = {}  # a module, and what it imported, in order
         self.own_s: dict[str, float] = {}
         self.at_exit: list[Any] = []  # AtExit, or finalizers in the place of one
+        self._finalizers_seen = 0
         self._stack = [ROOT]
+        self.finalizers: dict[Any, str] = {}  # of weakref's, by which module each was made
         self._last = 0.0
         self._registered = 0
 
@@ -98,6 +100,14 @@ class Recorder:
         top = self._stack[-1]
         self.own_s[top] = self.own_s.get(top, 0.0) + now - self._last
         self._last = now
+        self._note_finalizers(top)
+
+    def _note_finalizers(self, name: str) -> None:
+        finalize = getattr(_modules.get("weakref"), "finalize", None)  # it may be half imported
+        if finalize is not None and len(finalize._registry) != self._finalizers_seen:
+            for key in finalize._registry.copy():
+                self.finalizers.setdefault(key, name)
+            self._finalizers_seen = len(finalize._registry)
 
     def _note(self, name: str) -> None:
         self.edges.setdefault(self._stack[-1], {})[name] = None

@@ -97,6 +97,7 @@ def main(ahead: Any) -> None:
         frames.write(CHANNEL, {"module": name, "problems": ahead.load(name)})
     ahead.recorder.stop()
     ahead.hide()
+    gc.collect()
     finalizers.find(ahead)
     version_at = _version_reader()
     ahead.prepare(order["preload"], version_at)
@@ -107,7 +108,6 @@ def main(ahead: Any) -> None:
     for one in (ahead, server.ending):  # nor are these ever taken apart
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(one))
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(vars(one)))
-    gc.collect()
     gc.freeze()
     _use_huge_pages()
     steps.do(confinement.peak_forgotten())
