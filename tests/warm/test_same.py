@@ -52,7 +52,7 @@ FILES = {
     "shadow/ahead/__init__.py": "NAME = 'a shadow'\n",
     "shadow_dependency/ahead_needs.py": "VALUE = 'a shadow'\n",
 }
-PRELOAD = ("ahead", "ahead.part", "torch", "ahead.final", "hears")
+PRELOAD: tuple[str, ...] = ("ahead", "ahead.part", "torch", "ahead.final", "hears")
 PRELOAD += ("logging", "multiprocessing", "argparse", "asyncio", "unittest")
 BASH = """
 cat > temp.py.part <<'END OF PROGRAM'
