@@ -77,17 +77,14 @@ async def test_samples_that_are_there_are_not_asked_again(tmp_path: Path) -> Non
     with ModelServer(script) as server:
         await generated(server, rows(1), folder=tmp_path, samples=5, one_at_a_time=True)
         asked = len(server.log)
-    assert [line["answers"] for line in lines(tmp_path / "partial.jsonl")] == [
-        ["sample 1"],
-        ["sample 2"],
-        ["sample 3"],
-    ]
+    had = [line["answers"] for line in lines(tmp_path / "partial.jsonl")]  # as they came
+    assert sorted(had) == [["sample 1"], ["sample 2"], ["sample 3"]]
     assert not (tmp_path / "answers.jsonl").read_bytes()
     with ModelServer(lambda asked: Good(texts=["later"])) as server:
         items = await generated(server, rows(1), folder=tmp_path, samples=5)
     assert asked >= 5
     assert [one.count for one in server.log] == [2]
-    assert outputs(items) == {0: ("sample 1", "sample 2", "sample 3", "later", "later")}
+    assert outputs(items) == {0: (*(one for (one,) in had), "later", "later")}
     assert not (tmp_path / "partial.jsonl").exists()
     with ModelServer(lambda asked: Good(texts=["more"])) as server:
         items = await generated(server, rows(1), folder=tmp_path, samples=6)
