@@ -218,6 +218,26 @@ def test_an_agent_that_is_killed_at_once_costs_no_run(
     assert count >= 3
 
 
+ASKED_IN_VAIN = """#!/bin/sh
+mkdir {folder}/asked 2> /dev/null && kill -9 $$
+exec /usr/bin/python3 "$@"
+"""
+
+
+def test_an_interpreter_that_is_killed_costs_no_environment(
+    tmp_path: Path, portal: BlockingPortal
+) -> None:
+    """It is asked once what it needs to see; whoever killed it then ended none of its outputs."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "python").write_text(ASKED_IN_VAIN.format(folder=folder))
+    (folder / "python").chmod(0o755)
+    python = str(folder / "python")
+    (outcome,) = judge(portal, tmp_path, LocalBackend(limits=LIMITS), "print(1)", python=python)
+    assert isinstance(outcome, Verdict), outcome
+    assert (folder / "asked").exists()
+
+
 def test_a_machine_that_has_run_out_of_something_is_waited_for(
     tmp_path: Path, portal: BlockingPortal, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """A sandbox behind an agent's byte stream: what both backends have in common."""
 
+import errno
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
@@ -8,7 +9,12 @@ import anyio.to_thread
 
 from mlbench_exec import wire
 from mlbench_exec.environments import Environment
-from mlbench_exec.errors import EnvironmentUnusable, MachineTooBusy, SandboxFailed
+from mlbench_exec.errors import (
+    BackendLost,
+    EnvironmentUnusable,
+    MachineTooBusy,
+    SandboxFailed,
+)
 from mlbench_exec.patience import pause_s
 from mlbench_exec.sandbox import Job, Observation, Sandbox, Tell
 
@@ -17,6 +23,8 @@ ANSWER_GRACE_S = 30.0
 FIRST_RUN_GRACE_S = 600.0  # activation, and mending files of foreign owners
 BARE_BYTES = 64 << 20  # for interpreters that have imported nothing: some 10 MB each
 
+# What says that this machine has run out of something: processes, descriptors, memory, disk.
+SHORT_OF = {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC}
 TRIALS = 3  # of a run's first sandbox
 TRIALS_WITHIN_S = 10.0
 WARM_GRACE_S = 300.0  # a warm interpreter that starts, or says nothing any more
@@ -30,6 +38,12 @@ def room_for_warm(environment: Environment, preload_bytes: int) -> int:
     Little where nothing is preloaded: what isn't needed, a snippet could use.
     """
     return preload_bytes if environment.preload else min(preload_bytes, BARE_BYTES)
+
+
+def failed_start(what: str, error: OSError) -> SandboxFailed:
+    """Why a process here could not be started; a `BackendLost` where that may pass by waiting."""
+    kind = BackendLost if error.errno in SHORT_OF else SandboxFailed
+    return kind(f"{what} can't be started: {error}")
 
 
 async def first_of_a_run(open_one: Callable[[], Awaitable[Sandbox]]) -> Sandbox:

@@ -2,12 +2,14 @@
 
 import json
 import os
+import signal
 import subprocess
 from pathlib import Path
 
 import anyio
 
-from mlbench_exec.errors import EnvironmentUnusable
+from mlbench_exec.backends.agent_sandbox import SHORT_OF, failed_start
+from mlbench_exec.errors import EnvironmentUnusable, SandboxFailed
 
 ASK = """
 import json, os, sys
@@ -17,16 +19,26 @@ print(json.dumps([sys.executable, sys.prefix, sys.exec_prefix, sys.base_prefix,
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 CONDA_ROOTS = ("/opt/conda", "/opt/*conda*", "/opt/*forge*", "~/*conda*", "~/*forge*")
 ASK_WITHIN_S = 60.0
+ENDED = {signal.SIGKILL, signal.SIGTERM}  # which an interpreter doesn't do to itself
 
 
 async def folders_of(python: str) -> tuple[str, ...]:
-    """Folders that `python` starts and imports from, outermost only, system folders left out."""
+    """Folders that `python` starts and imports from, outermost only, system folders left out.
+
+    Raises `EnvironmentUnusable` where it doesn't start, and `SandboxFailed` where somebody ended it
+    or this machine had no room for it.
+    """
     try:
         with anyio.fail_after(ASK_WITHIN_S):
             answer = await anyio.run_process([python, "-I", "-c", ASK], stderr=subprocess.PIPE)
         said = json.loads(answer.stdout)
     except (OSError, subprocess.CalledProcessError, TimeoutError, ValueError) as error:
-        raise EnvironmentUnusable(f"the interpreter {python} doesn't start: {error}") from error
+        what = f"the interpreter {python}"
+        if isinstance(error, OSError) and error.errno in SHORT_OF:
+            raise failed_start(what, error) from error
+        if isinstance(error, subprocess.CalledProcessError) and -error.returncode in ENDED:
+            raise SandboxFailed(f"{what} was ended by another process: {error}") from error
+        raise EnvironmentUnusable(f"{what} doesn't start: {error}") from error
     links = await anyio.to_thread.run_sync(_links, python)
     return outermost([*links, *said])  # the links as files: what lies beside them isn't its own
 

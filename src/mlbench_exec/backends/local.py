@@ -1,6 +1,5 @@
 """The local backend: the agent on this host, in Linux namespaces; no daemon, no root needed."""
 
-import errno
 import math
 import os
 import pwd
@@ -20,17 +19,13 @@ from mlbench_exec.backends import cgroups, identity, interpreters
 from mlbench_exec.backends.agent_sandbox import (
     AgentSandbox,
     NestingRefused,
+    failed_start,
     first_of_a_run,
     room_for_warm,
 )
 from mlbench_exec.backends.gpus import VARIABLES, GpuSlots
 from mlbench_exec.environments import Environment, Mount
-from mlbench_exec.errors import (
-    BackendLost,
-    BackendUnavailable,
-    EnvironmentUnusable,
-    SandboxFailed,
-)
+from mlbench_exec.errors import BackendUnavailable, EnvironmentUnusable, SandboxFailed
 from mlbench_exec.sandbox import Limits, Sandbox
 from mlbench_exec.settings import Network
 
@@ -38,8 +33,6 @@ INNER_UID = 1000
 FIRST_FREE_UID = 0x70000000  # far above what distributions and directories hand out
 SLOTS_PER_ENGINE = 4096
 CLOSE_WITHIN_S = 5.0
-# What says that this machine has run out of something: processes, descriptors, memory, disk.
-SHORT_OF = {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC}
 HELP = (
     "Snippets need user namespaces (sysctl user.max_user_namespaces above 0, "
     "kernel.unprivileged_userns_clone = 1, kernel.apparmor_restrict_unprivileged_userns = 0) "
@@ -215,8 +208,7 @@ class LocalBackend:
         try:
             return await self._start_one(stash, variables, workdir, slot, warm_bytes)
         except OSError as error:
-            kind = BackendLost if error.errno in SHORT_OF else SandboxFailed
-            raise kind(f"an agent can't be started: {error}") from error
+            raise failed_start("an agent", error) from error
 
     async def _start_one(
         self,
