@@ -4,7 +4,7 @@ import errno
 import os
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -198,24 +198,33 @@ def test_a_run_does_not_end_for_one_agent_that_was_killed_at_its_start(
         assert isinstance(outcome, Verdict)
 
 
+class Starts:
+    """Counts the agents that local backends start, and has something happen to the second one."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, second: Callable[[Process], None] | OSError):
+        self.count, self._second, self._start = 0, second, LocalBackend._start_agent
+        patch.setattr(LocalBackend, "_start_agent", lambda backend: self.start(backend))
+
+    async def start(self, backend: LocalBackend) -> Process:
+        self.count += 1
+        if self.count != 2:
+            return await self._start(backend)
+        if isinstance(self._second, OSError):
+            raise self._second
+        process = await self._start(backend)
+        self._second(process)
+        await process.wait()
+        return process
+
+
 def test_an_agent_that_is_killed_at_once_costs_no_run(
     tmp_path: Path, portal: BlockingPortal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before it is in its cgroup, when the second one is started: the next one takes its place."""
-    start, count = LocalBackend._start_agent, 0
-
-    async def start_and_kill(backend: LocalBackend) -> Process:
-        nonlocal count
-        process, count = await start(backend), count + 1
-        if count == 2:
-            process.kill()
-            await process.wait()
-        return process
-
-    monkeypatch.setattr(LocalBackend, "_start_agent", start_and_kill)
+    starts = Starts(monkeypatch, lambda process: process.kill())
     (outcome,) = judge(portal, tmp_path, LocalBackend(limits=LIMITS), "print(1)")
     assert isinstance(outcome, Verdict), outcome
-    assert count >= 3
+    assert starts.count >= 3
 
 
 ASKED_IN_VAIN = """#!/bin/sh
@@ -242,19 +251,10 @@ def test_a_machine_that_has_run_out_of_something_is_waited_for(
     tmp_path: Path, portal: BlockingPortal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No attempt is counted meanwhile, and no output is given up."""
-    start, count = LocalBackend._start_agent, 0
-
-    async def start_or_refuse(backend: LocalBackend) -> Process:
-        nonlocal count
-        count += 1
-        if count == 2:
-            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        return await start(backend)
-
-    monkeypatch.setattr(LocalBackend, "_start_agent", start_or_refuse)
+    starts = Starts(monkeypatch, OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)))
     (outcome,) = judge(portal, tmp_path, LocalBackend(limits=LIMITS), "print(1)")
     assert isinstance(outcome, Verdict), outcome
-    assert (outcome.attempts, count >= 3) == (1, True)
+    assert (outcome.attempts, starts.count >= 3) == (1, True)
 
 
 @pytest.mark.parametrize("kind", ENVIRONMENTS)

@@ -1,7 +1,8 @@
 """A sandbox behind an agent's byte stream: what both backends have in common."""
 
 import errno
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 import anyio
@@ -40,10 +41,17 @@ def room_for_warm(environment: Environment, preload_bytes: int) -> int:
     return preload_bytes if environment.preload else min(preload_bytes, BARE_BYTES)
 
 
-def failed_start(what: str, error: OSError) -> SandboxFailed:
-    """Why a process here could not be started; a `BackendLost` where that may pass by waiting."""
-    kind = BackendLost if error.errno in SHORT_OF else SandboxFailed
-    return kind(f"{what} can't be started: {error}")
+@contextmanager
+def starting(what: str) -> Iterator[None]:
+    """Have an OSError say that this can't be started here.
+
+    As a `BackendLost` where that may pass by waiting, and as another `SandboxFailed` elsewhere.
+    """
+    try:
+        yield
+    except OSError as error:
+        kind = BackendLost if error.errno in SHORT_OF else SandboxFailed
+        raise kind(f"{what} can't be started: {error}") from error
 
 
 async def first_of_a_run(open_one: Callable[[], Awaitable[Sandbox]]) -> Sandbox:

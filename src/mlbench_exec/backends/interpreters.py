@@ -8,8 +8,8 @@ from pathlib import Path
 
 import anyio
 
-from mlbench_exec.backends.agent_sandbox import SHORT_OF, failed_start
-from mlbench_exec.errors import EnvironmentUnusable, SandboxFailed
+from mlbench_exec.backends.agent_sandbox import SHORT_OF
+from mlbench_exec.errors import BackendLost, EnvironmentUnusable, SandboxFailed
 
 ASK = """
 import json, os, sys
@@ -35,7 +35,7 @@ async def folders_of(python: str) -> tuple[str, ...]:
     except (OSError, subprocess.CalledProcessError, TimeoutError, ValueError) as error:
         what = f"the interpreter {python}"
         if isinstance(error, OSError) and error.errno in SHORT_OF:
-            raise failed_start(what, error) from error
+            raise BackendLost(f"{what} can't be started: {error}") from error
         if isinstance(error, subprocess.CalledProcessError) and -error.returncode in ENDED:
             raise SandboxFailed(f"{what} was ended by another process: {error}") from error
         raise EnvironmentUnusable(f"{what} doesn't start: {error}") from error

@@ -19,9 +19,9 @@ from mlbench_exec.backends import cgroups, identity, interpreters
 from mlbench_exec.backends.agent_sandbox import (
     AgentSandbox,
     NestingRefused,
-    failed_start,
     first_of_a_run,
     room_for_warm,
+    starting,
 )
 from mlbench_exec.backends.gpus import VARIABLES, GpuSlots
 from mlbench_exec.environments import Environment, Mount
@@ -205,59 +205,49 @@ class LocalBackend:
 
         Where this machine has run out of something, that is a `BackendLost`: it may come back.
         """
-        try:
-            return await self._start_one(stash, variables, workdir, slot, warm_bytes)
-        except OSError as error:
-            raise failed_start("an agent", error) from error
+        with starting("an agent"):
+            self._count += 1
+            name = f"{slot}-{self._count}"
+            uid = unused_uid(slot) if os.geteuid() == 0 else None
+            spare, group = await anyio.to_thread.run_sync(
+                self._make_place, name, uid, slot, warm_bytes
+            )
+            try:
+                process = await self._start_agent()
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(_remove_place, group, spare)
+                raise
+            sandbox = AgentSandbox(_ChildStream(process, group, spare))
+            try:
+                if group is not None:
+                    await anyio.to_thread.run_sync(group.add, process.pid)
 
-    async def _start_one(
-        self,
-        stash: tuple[wire.StashEntry, ...],
-        variables: dict[str, str],
-        workdir: str,
-        slot: int,
-        warm_bytes: int,
-    ) -> AgentSandbox:
-        self._count += 1
-        name = f"{slot}-{self._count}"
-        uid = unused_uid(slot) if os.geteuid() == 0 else None
-        spare, group = await anyio.to_thread.run_sync(self._make_place, name, uid, slot, warm_bytes)
-        try:
-            process = await self._start_agent()
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(_remove_place, group, spare)
-            raise
-        sandbox = AgentSandbox(_ChildStream(process, group, spare))
-        try:
-            if group is not None:
-                await anyio.to_thread.run_sync(group.add, process.pid)
+                def make_setup(hello: wire.Hello) -> wire.Setup:
+                    return wire.Setup(
+                        nested=True,
+                        mode="host",
+                        stash=stash,
+                        workdirs=(workdir,),
+                        uid=uid,
+                        inner_uid=INNER_UID,
+                        own_network=self._network == "none",
+                        gpus=self._gpus is not None,
+                        gpu_nodes=self._gpus.device(slot).nodes if self._gpus else (),
+                        spare=str(spare),
+                        filter=seccomp.snippet_filter(hello.machine),
+                        cgroups={k: str(v) for k, v in group.folders.items()} if group else {},
+                        nproc=group is None and self._limits.pids is not None,
+                        cpu_list=self._cpu_list(slot),
+                        variables=variables,
+                        warm_bytes=warm_bytes,
+                    )
 
-            def make_setup(hello: wire.Hello) -> wire.Setup:
-                return wire.Setup(
-                    nested=True,
-                    mode="host",
-                    stash=stash,
-                    workdirs=(workdir,),
-                    uid=uid,
-                    inner_uid=INNER_UID,
-                    own_network=self._network == "none",
-                    gpus=self._gpus is not None,
-                    gpu_nodes=self._gpus.device(slot).nodes if self._gpus else (),
-                    spare=str(spare),
-                    filter=seccomp.snippet_filter(hello.machine),
-                    cgroups={k: str(v) for k, v in group.folders.items()} if group else {},
-                    nproc=group is None and self._limits.pids is not None,
-                    cpu_list=self._cpu_list(slot),
-                    variables=variables,
-                    warm_bytes=warm_bytes,
-                )
-
-            await sandbox.start(make_setup)
-        except BaseException:
-            await sandbox.aclose()
-            raise
-        return sandbox
+                await sandbox.start(make_setup)
+            except BaseException:
+                await sandbox.aclose()
+                raise
+            return sandbox
 
     async def _start_agent(self) -> Process:
         return await anyio.open_process(
