@@ -356,9 +356,14 @@ def _close_all_but(*kept: int) -> None:
 
 
 def _places() -> list[int]:
-    """Where this interpreter keeps the path that it was told to run, as wide characters."""
+    """Where this interpreter keeps the path that it was told to run, as wide characters.
+
+    They lie somewhere in what it may write to. So long a path can't slip between looks that are
+    less than its filling apart.
+    """
     # In two parts, so as not to find what we look for in our own copy of it.
     prefix, filling = PREFIX.encode("utf-32-le"), (FILLING + "\0").encode("utf-32-le")
+    dash, apart = filling[:4], len(FILLING) * 2  # half of it, and no part of a character
     found = []
     mem = os.open("/proc/self/mem", os.O_RDONLY)
     with open("/proc/self/maps") as file:
@@ -368,14 +373,24 @@ def _places() -> list[int]:
         if not mode.startswith("rw"):
             continue
         start, end = (int(part, 16) for part in where.split("-"))
-        try:
-            data = os.pread(mem, end - start, start)
-        except OSError:
-            continue
-        at = data.find(prefix)
-        while at >= 0:
-            if data.startswith(filling, at + len(prefix)):
-                found.append(start + at)
-            at = data.find(prefix, at + 4)
+        at = start
+        while at < end:
+            if _read(mem, at, len(dash)) != dash:
+                at += apart
+                continue
+            begin = max(start, at - len(prefix) - len(filling))
+            data = _read(mem, begin, min(end, at + len(filling)) - begin)
+            head = data.find(prefix)
+            if head >= 0 and data.startswith(filling, head + len(prefix)):
+                found.append(begin + head)
+            at += len(filling)
     os.close(mem)
     return found
+
+
+def _read(mem: int, at: int, size: int) -> bytes:
+    """What memory holds; nothing where it can't be read."""
+    try:
+        return os.pread(mem, size, at)
+    except OSError:
+        return b""
