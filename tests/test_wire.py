@@ -278,11 +278,12 @@ def instructions(code: CodeType) -> Iterator[tuple[object, ...]]:
 
 def test_modules_are_sent_as_sources_and_compiled() -> None:
     """A Python with the engine's bytecode need not compile; any other has the sources."""
-    magic, modules = marshal.loads(zlib.decompress(wire.agent_bundle()[4:]))
+    magic, *parts = marshal.loads(zlib.decompress(wire.agent_bundle()[4:]))
     assert len(wire.agent_bundle()) < 200_000
     assert magic == MAGIC_NUMBER
+    modules = [module for part in parts for module in part]
+    assert {name: source for name, source, _ in modules} == wire.agent_sources()
     for name, source, code in modules:
-        assert source == wire.agent_sources()[name]
         compiled = marshal.loads(code)
         ours = compile(source, compiled.co_filename, "exec", dont_inherit=True)
         assert list(instructions(compiled)) == list(instructions(ours))
@@ -302,6 +303,8 @@ def test_an_agent_imports_little() -> None:
     assert "mlbench_exec.agent.main" in modules
     assert not modules & {"base64", "collections", "enum", "json", "re", "shutil", "socket"}
     assert not modules & {"signal", "typing"}
+    for name in wire.WARM_MODULES:  # the agent only hands these on
+        assert f"mlbench_exec.agent.{name}" not in modules
 
 
 async def start(*messages: wire.Message) -> wire.Ready:

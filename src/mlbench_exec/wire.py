@@ -24,21 +24,21 @@ MAX_FRAME_BYTES = 4 << 20
 _LENGTH = struct.Struct(">I")
 ANY_VERSION = 2  # of marshal's: every Python 3 reads texts, bytes and tuples of it
 
-AGENT_MODULES = (
+# The agent's modules, in the order in which they import each other: those that warm interpreters
+# execute as well, those that only they execute, and the agent's own.
+SHARED_MODULES = (
     "kernel",
     "frames",
     "steps",
     "confinement",
     "program",
-    "aspects",
-    "preload",
     "front",
-    "helper",
-    "finalizers",
-    "ending",
     "native",
     "pid1",
-    "warm",
+    "terms",
+)
+WARM_MODULES = ("aspects", "preload", "helper", "finalizers", "ending", "warm")
+OWN_MODULES = (
     "base",
     "view",
     "clock",
@@ -65,13 +65,13 @@ def read(size):
         data += chunk
     return data
 bundle = zlib.decompress(read(int.from_bytes(read(4), "big")))
-magic, modules = marshal.loads(bundle)
+magic, shared, warm, own = marshal.loads(bundle)
 is_ready = magic == sys.modules["_frozen_importlib_external"].MAGIC_NUMBER
 package, module_type = "mlbench_exec.agent", type(sys)
 for name in ("mlbench_exec", package):
     sys.modules[name] = module_type(name)
     sys.modules[name].__path__ = []
-for name, source, code in modules:
+for name, source, code in shared + own:
     module = module_type(package + "." + name)
     sys.modules[module.__name__] = module
     setattr(sys.modules[package], name, module)
@@ -81,7 +81,7 @@ for name, source, code in modules:
         code = compile(source, "<" + module.__name__ + ">", "exec")
     exec(code, module.__dict__)
 sys.modules[package].BUNDLE = bundle
-del modules, source, code, bundle
+del shared, warm, own, source, code, bundle
 os._exit(module.main())
 """
 
@@ -180,22 +180,27 @@ def agent_bundle() -> bytes:
 
 def agent_sources() -> dict[str, str]:
     folder = resources.files("mlbench_exec.agent")
-    return {name: folder.joinpath(f"{name}.py").read_text() for name in AGENT_MODULES}
+    names = SHARED_MODULES + WARM_MODULES + OWN_MODULES
+    return {name: folder.joinpath(f"{name}.py").read_text() for name in names}
 
 
 def bundle_of(sources: Mapping[str, str]) -> bytes:
-    """One frame with modules by name, in this order: as sources, and compiled for our bytecode.
+    """One frame with the modules by name, as sources, and compiled for our bytecode.
 
     Small enough for the buffers on its way: what comes out of a container that has no Python is
     read only after it was sent.
     """
-    modules = []
-    for name, source in sources.items():
-        place = f"<mlbench_exec.agent.{name}>"
-        tree = _without_columns(ast.parse(source))
-        code = marshal.dumps(compile(tree, place, "exec", dont_inherit=True, optimize=0))
-        modules.append((name, source, code))
-    return frame(zlib.compress(marshal.dumps((MAGIC_NUMBER, modules), ANY_VERSION)))
+    parts = [
+        [(name, sources[name], _compiled(name, sources[name])) for name in names]
+        for names in (SHARED_MODULES, WARM_MODULES, OWN_MODULES)
+    ]
+    return frame(zlib.compress(marshal.dumps((MAGIC_NUMBER, *parts), ANY_VERSION)))
+
+
+def _compiled(name: str, source: str) -> bytes:
+    tree = _without_columns(ast.parse(source))
+    place = f"<mlbench_exec.agent.{name}>"
+    return marshal.dumps(compile(tree, place, "exec", dont_inherit=True, optimize=0))
 
 
 def _without_columns(tree: ast.Module) -> ast.Module:

@@ -6,6 +6,10 @@ It is shipped as text and runs as `python -I -S`, so it imports nothing that isn
 
 from __future__ import annotations
 
+from mlbench_exec.agent import program
+
+RUN = program.HIDDEN + "/run"
+SOCKET = RUN + "/python"
 MOST_FDS = 64
 ANSWER_BYTES = 16
 SOURCE = """#!%(python)s -IS

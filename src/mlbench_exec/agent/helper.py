@@ -13,15 +13,13 @@ import select
 import stat
 import sys
 
-from mlbench_exec.agent import front, kernel, program
+from mlbench_exec.agent import front, kernel
 from mlbench_exec.agent.kernel import signal
 
 TYPE_CHECKING = False  # typing takes longer to import than most of what is imported here
 if TYPE_CHECKING:
     from typing import Any, Callable
 
-RUN = program.HIDDEN + "/run"
-SOCKET = RUN + "/python"
 # What bash and the front change by themselves, and no module reads when it is imported.
 ALLOWED = {"PWD", "OLDPWD", "SHLVL", "_"}
 
@@ -51,7 +49,7 @@ def surroundings() -> bytes:
 
 def listen() -> Any:
     listening = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-    listening.bind(SOCKET)
+    listening.bind(front.SOCKET)
     listening.listen(64)
     return listening
 

@@ -15,12 +15,11 @@ from mlbench_exec.agent import (
     base,
     frames,
     front,
-    helper,
     kernel,
     pid1,
     surroundings,
+    terms,
     view,
-    warm,
 )
 from mlbench_exec.agent.kernel import signal
 from mlbench_exec.agent.program import Program, Unusable
@@ -31,7 +30,6 @@ TYPE_CHECKING = False  # typing takes longer to import than most of what is impo
 if TYPE_CHECKING:
     from typing import Any
 
-LAST_SHIPPED = "warm"  # of the agent's modules, in the order in which they import each other
 START_WITHIN_S = 240.0
 ANSWER_WITHIN_S = 60.0
 SAID_BYTES = 4096
@@ -59,7 +57,7 @@ def start():
         has_its_own = False
     baseline = dict(sys.modules)
     with open(%(folder)r + "/.modules", "rb") as file:
-        magic, shipped = marshal.loads(file.read())
+        magic, shared, own = marshal.loads(file.read())
     is_ready = magic == sys.modules["_frozen_importlib_external"].MAGIC_NUMBER
     module_type = type(sys)
     package = "mlbench_exec.agent"
@@ -77,8 +75,8 @@ def start():
         else:
             code = compile(source, "<" + module.__name__ + ">", "exec")
         exec(code, module.__dict__)
-    texts = {name: (source, code) for name, source, code in shipped}
-    del shipped
+    texts = {name: (source, code) for name, source, code in shared + own}
+    del shared, own
     add("aspects")
     add("preload")
     ahead = modules["preload"].Ahead(baseline)
@@ -142,13 +140,13 @@ class Interpreter:
         The order is a file, which only the fork reads: what the interpreter itself once read, later
         snippets could find in their memory.
         """
-        self._page[:] = bytes(warm.PAGE_BYTES)
+        self._page[:] = bytes(terms.PAGE_BYTES)
         self._charged_s = 0.0
         disk_fd, places = surroundings.make(world, one, limits)
         order = -1
         try:
             order = kernel.memfd(0)
-            frames.write(order, {"program": warm.sent_program(one), "fronts": self.fronts})
+            frames.write(order, {"program": terms.sent_program(one), "fronts": self.fronts})
             os.lseek(order, 0, os.SEEK_SET)
             asked = {"limits": limits, "language": one.language}
             self._ask(b"F", asked, (*fds, order, *places))
@@ -174,20 +172,20 @@ class Interpreter:
 
     def charged_s(self) -> float:
         """What the snippet's imports would have taken. It could only make that more."""
-        charged = warm.CHARGED.unpack_from(self._page, 0)[0]
+        charged = terms.CHARGED.unpack_from(self._page, 0)[0]
         if math.isfinite(charged):
             self._charged_s = max(self._charged_s, charged)
         return self._charged_s
 
     def starts(self) -> int:
         """How many programs of this snippet were forked."""
-        return int(warm.STARTS.unpack_from(self._page, warm.STARTS_AT)[0])
+        return int(terms.STARTS.unpack_from(self._page, terms.STARTS_AT)[0])
 
     def refusal(self) -> str | None:
         """Why this snippet has to run again, cold."""
-        if not warm.STARTS.unpack_from(self._page, warm.REFUSED_AT)[0]:
+        if not terms.STARTS.unpack_from(self._page, terms.REFUSED_AT)[0]:
             return None
-        text = self._page[warm.REASON_AT : warm.REASON_AT + warm.REASON_BYTES]
+        text = self._page[terms.REASON_AT : terms.REASON_AT + terms.REASON_BYTES]
         return text.split(b"\0")[0].decode("utf-8", "replace")
 
     def end(self) -> None:
@@ -202,7 +200,7 @@ class Interpreter:
 
     def warm_up(self, world: World, modules: tuple[str, ...], most_bytes: int) -> dict[str, str]:
         """Have it import; return what speaks against each module that it should not have."""
-        frames.write(self._channel.fileno(), {"world": warm.sent_world(world), "preload": modules})
+        frames.write(self._channel.fileno(), {"world": terms.sent_world(world), "preload": modules})
         refused: dict[str, str] = {}
         until = time.monotonic() + START_WITHIN_S
         while True:
@@ -284,7 +282,7 @@ def _packed(fds: tuple[int, ...]) -> bytes:
 
 
 def _text(said: bytes) -> str:
-    return said.decode("utf-8", "replace").replace(warm.PLACE, "PLACE").strip()[-300:]
+    return said.decode("utf-8", "replace").replace(terms.PLACE, "PLACE").strip()[-300:]
 
 
 class Interpreters:
@@ -375,11 +373,9 @@ class Interpreters:
         given = one.variables.get("PYTHONPATH")
         path = base.WARM + "/.modules"
         if not os.path.exists(path):
-            magic, modules = marshal.loads(self._bundle)
-            names = [name for name, *_ in modules]
-            shipped = modules[: names.index(LAST_SHIPPED) + 1]
+            magic, shared, own, _ = marshal.loads(self._bundle)
             with open(path, "wb") as file:
-                file.write(marshal.dumps((magic, shipped), frames.ANY_VERSION))
+                file.write(marshal.dumps((magic, shared, own), frames.ANY_VERSION))
         with open(base.WARM + "/sitecustomize.py", "w") as file:
             file.write(HOOK_SOURCE % {"given": given, "folder": base.WARM})
         return base.WARM
@@ -407,7 +403,7 @@ def _make_fronts(name: str, one: Program) -> str | None:
             starts_as = real = path
         if os.path.realpath(real) == os.path.realpath(path):
             with open("%s/%s" % (folder, alias), "w") as file:
-                file.write(front.source(path, starts_as, real, folder, helper.SOCKET))
+                file.write(front.source(path, starts_as, real, folder, front.SOCKET))
             os.chmod("%s/%s" % (folder, alias), 0o755)
             made = True
     return folder if made else None
@@ -416,8 +412,8 @@ def _make_fronts(name: str, one: Program) -> str | None:
 def _launch(world: World, one: Program, hook: str) -> Interpreter:
     """Start the environment's interpreter in a view of its own; it imports nothing yet."""
     ours, its = _socket.socketpair()
-    page_fd = kernel.memfd(warm.PAGE_BYTES)
-    page = mmap.mmap(page_fd, warm.PAGE_BYTES)
+    page_fd = kernel.memfd(terms.PAGE_BYTES)
+    page = mmap.mmap(page_fd, terms.PAGE_BYTES)
     said, says = os.pipe()
     kernel.setns(world.own_pid_ns, kernel.CLONE_NEWPID)  # the last snippet's is gone
     pid = os.fork()
@@ -442,7 +438,7 @@ def _launch(world: World, one: Program, hook: str) -> Interpreter:
             os.closerange(len(high), 256)
             kernel.default_signals()
             kernel.keep_capabilities()
-            os.execve(path, [argv[0], warm.PLACE], variables)
+            os.execve(path, [argv[0], terms.PLACE], variables)
         except BaseException as error:  # noqa: BLE001 - said to the agent
             os.write(says, ("%s: %s" % (type(error).__name__, error)).encode())
         finally:

@@ -23,11 +23,13 @@ from mlbench_exec.agent import (
     ending,
     finalizers,
     frames,
+    front,
     helper,
     kernel,
     pid1,
     program,
     steps,
+    terms,
 )
 from mlbench_exec.agent.kernel import signal
 from mlbench_exec.agent.program import Program, Unusable
@@ -36,18 +38,9 @@ TYPE_CHECKING = False  # typing takes longer to import than most of what is impo
 if TYPE_CHECKING:
     from typing import Any, Callable
 
-CHANNEL, PAGE = 3, 4  # descriptors that the agent leaves open
-PAGE_BYTES = 4096
-MOST_ASKED_BYTES = 4096
 POLL, POLLIN = struct.Struct("=ihh"), 1
-REASON_AT, REASON_BYTES = 64, 1024
-CHARGED = struct.Struct("=d")
-STARTS = struct.Struct("=I")
-STARTS_AT, REFUSED_AT = 8, 12
 VERSION_AT = 24  # in a dict, behind its references, type and size
 HUGE, MADV_COLLAPSE, FEWEST_PRESENT = 2 << 20, 25, 384  # of 512 pages
-PREFIX, FILLING = "/.mlbench-exec-place", "-" * 4000
-PLACE = PREFIX + FILLING  # longer than any path
 
 
 class World:
@@ -68,33 +61,16 @@ class Counters:
         self.has_memory = has_memory
 
 
-def sent_world(world: Any) -> dict[str, Any]:
-    """What `World` above is made from."""
-    return {
-        "uid": world.uid,
-        "gid": world.gid,
-        "inner_uid": world.inner_uid,
-        "inner_gid": world.inner_gid,
-        "nproc": world.nproc,
-        "filter": world.filter,
-        "has_memory": world.counters.has_memory,
-    }
-
-
-def sent_program(one: Program) -> dict[str, Any]:
-    return dict(vars(one))
-
-
 def main(ahead: Any) -> None:
     """Import what is asked for, then serve. Returns in a fork that is to become a program."""
-    channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, CHANNEL)
-    page = mmap.mmap(PAGE, PAGE_BYTES)
-    os.close(PAGE)
-    os.set_inheritable(CHANNEL, False)
-    order = frames.read(CHANNEL)
+    channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, terms.CHANNEL)
+    page = mmap.mmap(terms.PAGE, terms.PAGE_BYTES)
+    os.close(terms.PAGE)
+    os.set_inheritable(terms.CHANNEL, False)
+    order = frames.read(terms.CHANNEL)
     server = _Server(World(order["world"]), channel, page, ahead, _places())
     for name in order["preload"]:
-        frames.write(CHANNEL, {"module": name, "problems": ahead.load(name)})
+        frames.write(terms.CHANNEL, {"module": name, "problems": ahead.load(name)})
     ahead.recorder.stop()
     ahead.hide()
     gc.collect()
@@ -111,7 +87,7 @@ def main(ahead: Any) -> None:
     gc.freeze()
     _use_huge_pages()
     steps.do(confinement.peak_forgotten())
-    frames.write(CHANNEL, {"ready": True, "costs": costs, "places": len(server.places)})
+    frames.write(terms.CHANNEL, {"ready": True, "costs": costs, "places": len(server.places)})
     server.serve()
 
 
@@ -133,9 +109,10 @@ def _is_alone() -> bool:
 
 def told_and_asked(pid: Any) -> steps.Steps:
     """The agent is told an init's pid, and its next request waited for."""
-    asked = ctypes.create_string_buffer(POLL.pack(CHANNEL, POLLIN, 0), POLL.size)
+    asked = ctypes.create_string_buffer(POLL.pack(terms.CHANNEL, POLLIN, 0), POLL.size)
     return steps.Steps(
-        steps.Step("write", CHANNEL, pid, pid1.PID.size), steps.Step("ppoll", asked, 1, 0, 0, 8)
+        steps.Step("write", terms.CHANNEL, pid, pid1.PID.size),
+        steps.Step("ppoll", asked, 1, 0, 0, 8),
     )
 
 
@@ -163,11 +140,11 @@ class _Server:
                 self.ahead.show("resource", True)  # wait4 imports it
                 _, status, usage = os.wait4(request["pid"], 0)
                 self.ahead.show("resource", False)
-                frames.write(CHANNEL, {"status": status, "usage": list(usage)})
+                frames.write(terms.CHANNEL, {"status": status, "usage": list(usage)})
 
     def _receive(self) -> tuple[bytes, dict[str, Any], list[int]]:
         data, ancillary, _, _ = self.channel.recvmsg(
-            MOST_ASKED_BYTES, _socket.CMSG_SPACE(4 * 8), _socket.MSG_CMSG_CLOEXEC
+            terms.MOST_ASKED_BYTES, _socket.CMSG_SPACE(4 * 8), _socket.MSG_CMSG_CLOEXEC
         )
         if not data:
             os._exit(0)  # the agent is gone
@@ -177,7 +154,7 @@ class _Server:
     def _fork(self, request: dict[str, Any], fds: list[int]) -> bool:
         """Fork a program with an init of its own; True in the program."""
         out, err, report, order, cwd, *namespaces = fds
-        helper_at = helper.RUN if request["language"] == "bash" else None
+        helper_at = front.RUN if request["language"] == "bash" else None
         if (request, fds) != self.asked:
             self.asked = request, fds
             start = self.start.steps(request["limits"], cwd, out, err, helper_at)
@@ -192,7 +169,7 @@ class _Server:
             if failure is not None:
                 raise steps.refused(failure)
             self.channel.detach()
-            os.close(CHANNEL)
+            os.close(terms.CHANNEL)
             request = frames.read(order)
             one = Program(**request["program"])
             if helper_at is not None:
@@ -231,20 +208,20 @@ class _Server:
         os._exit(program.NOT_EXECUTABLE)
 
     def _begin(self, code: bytes | None) -> None:
-        count = STARTS.unpack_from(self.page, STARTS_AT)[0]
-        STARTS.pack_into(self.page, STARTS_AT, count + 1)
+        count = terms.STARTS.unpack_from(self.page, terms.STARTS_AT)[0]
+        terms.STARTS.pack_into(self.page, terms.STARTS_AT, count + 1)
         self.ahead.begin(self._charge, self._refuse)
         self.ending.begin(code)
 
     def _charge(self, seconds: float) -> None:
-        charged = CHARGED.unpack_from(self.page, 0)[0]
-        CHARGED.pack_into(self.page, 0, charged + seconds)
+        charged = terms.CHARGED.unpack_from(self.page, 0)[0]
+        terms.CHARGED.pack_into(self.page, 0, charged + seconds)
 
     def _refuse(self, reason: str) -> None:
         """Have this snippet run again, cold: there is nothing that it could have changed."""
-        text = reason.encode("utf-8", "replace")[: REASON_BYTES - 1]
-        self.page[REASON_AT : REASON_AT + len(text) + 1] = text + b"\0"
-        STARTS.pack_into(self.page, REFUSED_AT, 1)
+        text = reason.encode("utf-8", "replace")[: terms.REASON_BYTES - 1]
+        self.page[terms.REASON_AT : terms.REASON_AT + len(text) + 1] = text + b"\0"
+        terms.STARTS.pack_into(self.page, terms.REFUSED_AT, 1)
         os.kill(os.getpid(), signal.SIGKILL)
 
     def _become(
@@ -258,7 +235,7 @@ class _Server:
         path = os.path.join(os.getcwd(), script) if sys.version_info >= (3, 9) else script
         text = os.path.normpath(path) + "\0"
         data = text.encode("utf-32-le", "surrogatepass")
-        as_it_was = PLACE[: len(text)].encode("utf-32-le")
+        as_it_was = terms.PLACE[: len(text)].encode("utf-32-le")
         for address in self.places:
             if ctypes.string_at(address, len(data)) == as_it_was:
                 ctypes.memmove(address, data, len(data))
@@ -361,13 +338,15 @@ def _places() -> list[int]:
     They lie somewhere in what it may write to. So long a path can't slip between looks that are
     less than its filling apart.
     """
-    # In two parts, so as not to find what we look for in our own copy of it.
-    prefix, filling = PREFIX.encode("utf-32-le"), (FILLING + "\0").encode("utf-32-le")
-    dash, apart = filling[:4], len(FILLING) * 2  # half of it, and no part of a character
+    prefix = terms.PREFIX.encode("utf-32-le")
+    filling = (terms.FILLING + "\0").encode("utf-32-le")
+    dash, apart = filling[:4], len(terms.FILLING) * 3  # three quarters of it, and whole characters
     found = []
     mem = os.open("/proc/self/mem", os.O_RDONLY)
     with open("/proc/self/maps") as file:
         lines = file.read().splitlines()
+    # What is looked for is never copied to where it would be found: these are new mappings.
+    look, around = mmap.mmap(-1, len(dash)), mmap.mmap(-1, len(prefix) + 2 * len(filling))
     for line in lines:
         where, mode = line.split()[:2]
         if not mode.startswith("rw"):
@@ -375,22 +354,23 @@ def _places() -> list[int]:
         start, end = (int(part, 16) for part in where.split("-"))
         at = start
         while at < end:
-            if _read(mem, at, len(dash)) != dash:
+            if _read(mem, at, look) < len(dash) or look[:] != dash:
                 at += apart
                 continue
             begin = max(start, at - len(prefix) - len(filling))
-            data = _read(mem, begin, min(end, at + len(filling)) - begin)
-            head = data.find(prefix)
-            if head >= 0 and data.startswith(filling, head + len(prefix)):
+            size = _read(mem, begin, around)
+            head = around.find(prefix, 0, size)
+            rest = head + len(prefix)
+            if head >= 0 and around.find(filling, rest, size) == rest:
                 found.append(begin + head)
             at += len(filling)
     os.close(mem)
     return found
 
 
-def _read(mem: int, at: int, size: int) -> bytes:
-    """What memory holds; nothing where it can't be read."""
+def _read(mem: int, at: int, into: mmap.mmap) -> int:
+    """Read memory as far as that can be, and return how much."""
     try:
-        return os.pread(mem, size, at)
+        return os.preadv(mem, [into], at)
     except OSError:
-        return b""
+        return 0
