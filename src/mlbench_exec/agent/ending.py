@@ -43,7 +43,7 @@ class Ending:
         self._shared = _Shared(version_at)
         self._main: Any = None  # a weak reference: it is to end when it would have
         self._loader: Any = None
-        self._is_exotic = False
+        self.is_exotic = False
         self._streams: tuple[int, ...] = ()
         modules = dict(ahead.hidden, **sys.modules)  # a .pth file may have imported some, too
         self._known = frozenset(modules)
@@ -54,14 +54,12 @@ class Ending:
         leave = ctypes.PyDLL(None).exit
         codecs.register(_Last(self._said, leave))  # ends when the program's objects are gone
 
-    def begin(self, code: bytes | None) -> None:
-        """A program begins in this fork; `code` is its text, if it can be read."""
+    def begin(self, is_exotic: bool) -> None:
+        """A program begins here or in a fork; see `terms.is_exotic`."""
         main = sys.modules["__main__"]
         self._main, self._loader = _weakref.ref(main), vars(main).get("__loader__")
         self._streams = id(sys.stdout), id(sys.stderr)
-        self._is_exotic = code is None or (
-            b"__file__" in code and (b"del" in code or b"pop" in code)
-        )
+        self.is_exotic = is_exotic
 
     def prepare(self) -> None:
         """At the end of a program, after its own work for the end."""
@@ -79,7 +77,7 @@ class Ending:
         """
         module = self._main() if self._main is not None else None
         main = vars(module) if module is not None else {}
-        if self._is_exotic or "__file__" in main:
+        if self.is_exotic or "__file__" in main:
             return False
         loader = main.get("__loader__")
         if loader is None or loader is self._loader or hasattr(sys, "last_type"):

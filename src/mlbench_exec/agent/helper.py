@@ -18,7 +18,7 @@ from mlbench_exec.agent.kernel import signal
 
 TYPE_CHECKING = False  # typing takes longer to import than most of what is imported here
 if TYPE_CHECKING:
-    from typing import Any, Callable
+    from typing import Any
 
 # What bash and the front change by themselves, and no module reads when it is imported.
 ALLOWED = {"PWD", "OLDPWD", "SHLVL", "_"}
@@ -130,8 +130,8 @@ class Helper:
                 os.kill(pid, signal.SIGKILL)
 
 
-def become(call: Call, start: Callable[[str, str, list[str], dict[str, str]], None]) -> None:
-    """Take over from the front all that a program has from its parent; then `start` it."""
+def become(call: Call) -> None:
+    """Take over from the front all that a program has from its parent, but for what it is told."""
     os.setpgid(0, call.group)
     high = [kernel.above(fd, max(call.targets) + 1) for fd in call.fds]
     for fd, target in zip(high, call.targets):
@@ -156,7 +156,6 @@ def become(call: Call, start: Callable[[str, str, list[str], dict[str, str]], No
             _open_stream(fd)
     if os.path.basename(sys.executable) != os.path.basename(call.real):
         sys.executable = call.real
-    start(call.name, call.arguments[0], call.arguments[1:], call.variables)
 
 
 def _kind(fd: int) -> int:

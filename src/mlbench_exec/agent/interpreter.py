@@ -136,28 +136,38 @@ class Interpreter:
         """Fork this program; return as `surroundings.fork` does. Raises `Refused` if that fails.
 
         Where its surroundings can't be made, raises as `surroundings.make` does.
-
-        The order is a file, which only the fork reads: what the interpreter itself once read, later
-        snippets could find in their memory.
         """
         self._page[:] = bytes(terms.PAGE_BYTES)
         self._charged_s = 0.0
         disk_fd, places = surroundings.make(world, one, limits)
-        order = -1
         try:
-            order = kernel.memfd(0)
-            frames.write(order, {"program": terms.sent_program(one), "fronts": self.fronts})
-            os.lseek(order, 0, os.SEEK_SET)
-            asked = {"limits": limits, "language": one.language}
-            self._ask(b"F", asked, (*fds, order, *places))
+            asked: dict[str, Any] = {"limits": limits, "language": one.language}
+            if one.language == "bash":
+                places.append(self._order(one))
+            else:
+                asked["folder"], asked["is_exotic"] = one.cwd, terms.is_exotic(one.code)
+            self._ask(b"F", asked, (*fds, *places))
             return int(pid1.PID.unpack(self._awaited(pid1.PID.size))[0]), disk_fd
         except (OSError, ValueError, frames.HostGone) as error:
             os.close(disk_fd)
             raise Refused("it doesn't answer: %r" % error) from None
         finally:
-            for fd in (order, *places):
-                if fd >= 0:
-                    os.close(fd)
+            for fd in places:
+                os.close(fd)
+
+    def _order(self, one: Program) -> int:
+        """A file that only the fork reads.
+
+        What the interpreter itself once read, later snippets could find in their memory.
+        """
+        order = kernel.memfd(0)
+        try:
+            frames.write(order, {"program": terms.sent_program(one), "fronts": self.fronts})
+            os.lseek(order, 0, os.SEEK_SET)
+            return order
+        except BaseException:
+            os.close(order)
+            raise
 
     def reap(self, pid: int) -> tuple[float, int]:
         """Wait for an init that was killed; its CPU seconds, and its biggest process in bytes."""
@@ -198,9 +208,16 @@ class Interpreter:
         self._page.close()
         os.close(self._said_fd)
 
-    def warm_up(self, world: World, modules: tuple[str, ...], most_bytes: int) -> dict[str, str]:
+    def warm_up(
+        self, world: World, one: Program, modules: tuple[str, ...], most_bytes: int
+    ) -> dict[str, str]:
         """Have it import; return what speaks against each module that it should not have."""
-        frames.write(self._channel.fileno(), {"world": terms.sent_world(world), "preload": modules})
+        order = {
+            "world": terms.sent_world(world),
+            "variables": one.variables,
+            "preload": modules,
+        }
+        frames.write(self._channel.fileno(), order)
         refused: dict[str, str] = {}
         until = time.monotonic() + START_WITHIN_S
         while True:
@@ -343,7 +360,7 @@ class Interpreters:
             interpreter = _launch(world, one, self._hook(world, one))
             world.own_pids.add(interpreter.pid)
             try:
-                refused = interpreter.warm_up(world, modules, self.most_bytes)
+                refused = interpreter.warm_up(world, one, modules, self.most_bytes)
             except BaseException:
                 world.own_pids.discard(interpreter.pid)
                 interpreter.end()

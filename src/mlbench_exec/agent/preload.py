@@ -137,7 +137,7 @@ class Recorder:
         return args[0]
 
     def begin(self) -> None:
-        """A program begins: what is registered so far is not its own."""
+        """Programs begin: what is registered so far is not their own."""
         self._registered = self._atexit._ncallbacks()
 
     def register_for(self, names: list[str]) -> None:
@@ -318,10 +318,8 @@ class Ahead:
         else:
             del sys.modules[name]
 
-    # In a snippet.
-
-    def begin(self, charge: Callable[[float], None], refuse: Callable[[str], None]) -> None:
-        """Give modules back from now on. `refuse` doesn't return."""
+    def arm(self, charge: Callable[[float], None], refuse: Callable[[str], None]) -> None:
+        """Have programs that are forked from now on given modules back. `refuse` doesn't return."""
         self._charge, self._refuse = charge, refuse
         self.given: list[str] = []
         self.recorder.begin()
@@ -329,8 +327,7 @@ class Ahead:
         main.__dict__.clear()
         main.__dict__.update(_namespace(sys.modules["__main__"]))
         sys.modules["__main__"] = main
-        self._seen["sys"] = dict(vars(sys))  # its arguments and streams are this program's
-        self._variables = dict(_modules["os"].environ._data)
+        self.look_again()
         scope = {
             "hidden": self.hidden,
             "give_back": self.give_back,
@@ -339,6 +336,13 @@ class Ahead:
         }
         exec(_WRAPPER, scope)
         _bootstrap._find_and_load = scope["find_and_load"]
+
+    def look_again(self) -> None:
+        """At what differs from program to program and isn't its doing: streams and variables."""
+        self._seen["sys"] = dict(vars(sys))
+        self._variables = dict(_modules["os"].environ._data)
+
+    # In a snippet.
 
     def give_back(self, name: str) -> None:
         if sys.meta_path is None:

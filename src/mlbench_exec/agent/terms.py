@@ -25,6 +25,11 @@ PREFIX, FILLING = "/.mlbench-exec-place", "-" * 4000
 PLACE = PREFIX + FILLING  # what it is told to run: longer than any path
 
 
+def is_exotic(code: bytes | None) -> bool:
+    """Whether a program could lose its `__file__` by itself: what tells how it ended."""
+    return code is None or (b"__file__" in code and (b"del" in code or b"pop" in code))
+
+
 def sent_world(world: Any) -> dict[str, Any]:
     """What a warm interpreter's own World is made from."""
     return {

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 POLL, POLLIN = struct.Struct("=ihh"), 1
 VERSION_AT = 24  # in a dict, behind its references, type and size
+OPENED = 4  # descriptors, at most, by the steps of a start
 HUGE, MADV_COLLAPSE, FEWEST_PRESENT = 2 << 20, 25, 384  # of 512 pages
 
 
@@ -85,6 +86,7 @@ def main(ahead: Any) -> None:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(one))
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(vars(one)))
     gc.freeze()
+    server.arm(order["variables"])
     _use_huge_pages()
     steps.do(confinement.peak_forgotten())
     frames.write(terms.CHANNEL, {"ready": True, "costs": costs, "places": len(server.places)})
@@ -123,12 +125,22 @@ class _Server:
         self.world: Any = world  # all that is used of a World
         self.channel, self.page, self.ahead = channel, page, ahead
         self.places = places
+        self.held = bytearray(_wide(terms.PLACE))  # by each of them
         self.ending: Any = None
         self.forker: Any = None
         self.start = program.Start(self.world, has_python=True)
         self.before = confinement.pid_namespace(os.open("/proc/self/ns/pid", os.O_RDONLY))
         self.after = self.steps = steps.Steps()
         self.asked: Any = None
+        self.folder: str | None = None  # of a program that starts as this process is
+        self.highest = self.beyond = 0  # its descriptors
+
+    def arm(self, variables: dict[str, str]) -> None:
+        """Become what every program starts as: a page that a fork writes to it has to copy."""
+        self._set_variables(variables)
+        self.ahead.arm(self._charge, self._refuse)
+        self.ending.begin(False)
+        self.highest = max(int(name) for name in os.listdir("/proc/self/fd"))
 
     def serve(self) -> None:
         while True:
@@ -153,14 +165,10 @@ class _Server:
 
     def _fork(self, request: dict[str, Any], fds: list[int]) -> bool:
         """Fork a program with an init of its own; True in the program."""
-        out, err, report, order, cwd, *namespaces = fds
-        helper_at = front.RUN if request["language"] == "bash" else None
+        report, others = fds[2], fds[4:]
+        order = others.pop() if request["language"] == "bash" else -1
         if (request, fds) != self.asked:
-            self.asked = request, fds
-            start = self.start.steps(request["limits"], cwd, out, err, helper_at)
-            self.steps = confinement.entered(namespaces) + start
-            closing = steps.Steps(*[steps.Step("close", fd) for fd in fds])
-            self.after = closing + told_and_asked(self.forker.pid)
+            self._prepare(request, fds, others)
         # Until it is asked again it runs nothing in Python, which would copy what a fork shares.
         pid, failure = self.forker.copy(report, self.before, self.steps, self.after)
         if pid:
@@ -169,25 +177,44 @@ class _Server:
             if failure is not None:
                 raise steps.refused(failure)
             self.channel.detach()
-            os.close(terms.CHANNEL)
-            request = frames.read(order)
-            one = Program(**request["program"])
-            if helper_at is not None:
-                called = self._bash(one, request["fronts"], report)
-                helper.become(called, self._become)
-                self._begin(_text_of(called.arguments[0]))
-                return True
-            name = one.command()[1][0]
-            self._become(str(name), program.SCRIPT, [], one.variables)
-            self._begin(one.code)
-            _tell_started(report)
-            _close_all_but()
+            if order >= 0:
+                self._bash(order, report)
+            else:
+                self._python(report)
         return True
 
-    def _bash(self, one: Program, fronts: str, report: int) -> helper.Call:
+    def _prepare(self, request: dict[str, Any], fds: list[int], namespaces: list[int]) -> None:
+        """What is done for a program before it is forked, and stays as it is for the next one."""
+        out, err, _, cwd, *_ = fds
+        is_bash = request["language"] == "bash"
+        start = self.start.steps(request["limits"], cwd, out, err, front.RUN if is_bash else None)
+        self.steps = confinement.entered(namespaces) + start
+        closing = steps.Steps(*[steps.Step("close", fd) for fd in fds])
+        self.after = closing + told_and_asked(self.forker.pid)
+        self.beyond = max(self.highest, *fds) + 1 + OPENED
+        if not is_bash:
+            self.ending.is_exotic = request["is_exotic"]
+            if request["folder"] != self.folder:
+                self.folder = request["folder"]
+                self._set_arguments(self.folder, program.SCRIPT, [])
+        self.asked = request, fds
+
+    def _python(self, report: int) -> None:
+        """Become a program; what it doesn't have to do here was done before."""
+        folder = os.getcwd()
+        if folder != self.folder:  # a link leads to it
+            self._set_arguments(folder, program.SCRIPT, [])
+        terms.STARTS.pack_into(self.page, terms.STARTS_AT, 1)
+        _tell_started(report)
+        os.closerange(terms.CHANNEL, self.beyond)
+
+    def _bash(self, order: int, report: int) -> None:
         """Become bash, and leave a helper behind; returns in a program that bash's front calls."""
+        os.close(terms.CHANNEL)
+        request = frames.read(order)
+        one = Program(**request["program"])
         variables = dict(one.variables)
-        variables["PATH"] = "%s:%s" % (fronts, variables["PATH"])
+        variables["PATH"] = "%s:%s" % (request["fronts"], variables["PATH"])
         path, argv = one.command()
         listening = helper.listen()
         between = os.fork()
@@ -195,7 +222,9 @@ class _Server:
             if os.fork():
                 os._exit(0)  # so that the helper is init's child, not bash's
             _close_all_but(listening.fileno())
-            return helper.Helper(listening, one.variables).serve()
+            called = helper.Helper(listening, one.variables).serve()
+            helper.become(called)
+            return self._called(called)
         os.waitpid(between, 0)
         _tell_started(report)
         _close_all_but()
@@ -207,11 +236,15 @@ class _Server:
             os.write(2, ("mlbench-exec: bash: %s\n" % why).encode())
         os._exit(program.NOT_EXECUTABLE)
 
-    def _begin(self, code: bytes | None) -> None:
+    def _called(self, call: helper.Call) -> None:
+        """Become what a front was called for."""
+        script, *arguments = call.arguments
+        self._set_variables(call.variables)
+        self._set_arguments(os.getcwd(), script, arguments, call.name)
+        self.ahead.look_again()
+        self.ending.begin(terms.is_exotic(_text_of(script)))
         count = terms.STARTS.unpack_from(self.page, terms.STARTS_AT)[0]
         terms.STARTS.pack_into(self.page, terms.STARTS_AT, count + 1)
-        self.ahead.begin(self._charge, self._refuse)
-        self.ending.begin(code)
 
     def _charge(self, seconds: float) -> None:
         charged = terms.CHARGED.unpack_from(self.page, 0)[0]
@@ -224,24 +257,26 @@ class _Server:
         terms.STARTS.pack_into(self.page, terms.REFUSED_AT, 1)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def _become(
-        self, name: str, script: str, arguments: list[str], variables: dict[str, str]
-    ) -> None:
-        """Have the interpreter start as `NAME SCRIPT ARGUMENTS…` would in this folder."""
+    def _set_variables(self, variables: dict[str, str]) -> None:
         if dict(os.environ) != variables or list(os.environ) != list(variables):
             for key in list(os.environ):
                 del os.environ[key]
             os.environ.update(variables)
-        path = os.path.join(os.getcwd(), script) if sys.version_info >= (3, 9) else script
-        text = os.path.normpath(path) + "\0"
-        data = text.encode("utf-32-le", "surrogatepass")
-        as_it_was = terms.PLACE[: len(text)].encode("utf-32-le")
+
+    def _set_arguments(
+        self, folder: str, script: str, arguments: list[str], name: str | None = None
+    ) -> None:
+        """Have the interpreter go on as `NAME SCRIPT ARGUMENTS…` would in this folder."""
+        path = os.path.join(folder, script) if sys.version_info >= (3, 9) else script
+        data = _wide(os.path.normpath(path) + "\0")
+        as_it_was = bytes(self.held[: len(data)])
         for address in self.places:
             if ctypes.string_at(address, len(data)) == as_it_was:
                 ctypes.memmove(address, data, len(data))
+        self.held[: len(data)] = data
         sys.argv = [script, *arguments]
         if hasattr(sys, "orig_argv"):
-            vars(sys)["orig_argv"] = [name, script, *arguments]
+            vars(sys)["orig_argv"] = [name or sys.orig_argv[0], script, *arguments]
 
 
 class _telling:  # noqa: N801 - reads as a verb
@@ -285,6 +320,10 @@ def _version_reader() -> Callable[[int], int] | None:
     versions.append(version_at(id(tried)))
     is_one = versions[0] == versions[1] and len(set(versions)) == 4
     return version_at if is_one else None
+
+
+def _wide(text: str) -> bytes:
+    return text.encode("utf-32-le", "surrogatepass")
 
 
 def _text_of(script: str) -> bytes | None:
@@ -338,8 +377,7 @@ def _places() -> list[int]:
     They lie somewhere in what it may write to. So long a path can't slip between looks that are
     less than its filling apart.
     """
-    prefix = terms.PREFIX.encode("utf-32-le")
-    filling = (terms.FILLING + "\0").encode("utf-32-le")
+    prefix, filling = _wide(terms.PREFIX), _wide(terms.FILLING + "\0")
     dash, apart = filling[:4], len(terms.FILLING) * 3  # three quarters of it, and whole characters
     found = []
     mem = os.open("/proc/self/mem", os.O_RDONLY)
