@@ -35,8 +35,20 @@ ANSWER_WITHIN_S = 60.0
 SAID_BYTES = 4096
 LONGEST_INTERPRETER = 120  # in the first line of a script
 FEWEST_PLACES = 2  # the path to run, and the first argument
-# What `site` finds in place of a `sitecustomize`. The real one, where there is one, runs first.
+# What `site` finds in place of a `sitecustomize`. It stays while it serves, and is let go in each
+# fork; so it holds little.
 HOOK_SOURCE = """
+with open(%(folder)r + "/.start", "rb") as file:
+    scope = {}
+    exec(file.read(), scope)
+serve, has_its_own = scope["start"]()
+del file, scope
+serve()
+if not has_its_own:
+    raise ImportError("No module named 'sitecustomize'", name="sitecustomize")
+"""
+# What that executes. The real sitecustomize, where there is one, runs first.
+START_SOURCE = """
 import sys
 def start():
     os, marshal = sys.modules["os"], sys.modules["marshal"]
@@ -83,10 +95,7 @@ def start():
     ahead.recorder.start()
     for name in list(texts):
         add(name)
-    modules["warm"].main(ahead)
-    return has_its_own
-if not start():
-    raise ImportError("No module named 'sitecustomize'", name="sitecustomize")
+    return modules["warm"].main(ahead), has_its_own
 """
 
 
@@ -393,8 +402,9 @@ class Interpreters:
             magic, shared, own, _ = marshal.loads(self._bundle)
             with open(path, "wb") as file:
                 file.write(marshal.dumps((magic, shared, own), frames.ANY_VERSION))
-        with open(base.WARM + "/sitecustomize.py", "w") as file:
-            file.write(HOOK_SOURCE % {"given": given, "folder": base.WARM})
+        for name, source in (("sitecustomize.py", HOOK_SOURCE), (".start", START_SOURCE)):
+            with open("%s/%s" % (base.WARM, name), "w") as file:
+                file.write(source % {"given": given, "folder": base.WARM})
         return base.WARM
 
 

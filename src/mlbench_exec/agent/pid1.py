@@ -71,6 +71,9 @@ class Forker:
         self._path = path
         place.fork, place.pid = kernel.fork_address(), ctypes.addressof(self.pid)
         self._sequences = kernel.Sequences()
+        python = ctypes.pythonapi
+        self._before_fork, self._after_fork = python.PyOS_BeforeFork, python.PyOS_AfterFork_Parent
+        self._in_child = python.PyOS_AfterFork_Child
         self._forks = is_alone and kernel.is_new_glibc() and os.path.exists(PATH)
 
     def do(self, steps: Steps) -> None:
@@ -130,14 +133,13 @@ class Forker:
     def _copy(self, report: int) -> int:
         assert self._code is not None
         self._prepare(report, COPYING, BORROWING | CLONE_PARENT)
-        python = ctypes.pythonapi
-        python.PyOS_BeforeFork()
+        self._before_fork()
         pid = self._code.fork_below()
         if pid == 0:
             self._sequences.register()
-            python.PyOS_AfterFork_Child()
+            self._in_child()
             return 0
-        python.PyOS_AfterFork_Parent()
+        self._after_fork()
         self._check(pid)
         return pid
 

@@ -21,6 +21,7 @@ ROOT = ""  # what is executed while no module is
 # Of `sys`: what every import, starting a program, or its last exception changes.
 SYS_CHANGES = {"argv", "orig_argv", "modules", "path", "path_importer_cache"}
 SYS_CHANGES |= {"last_exc", "last_type", "last_value", "last_traceback"}
+STREAMS = {"stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__"}
 # Of importlib's own modules: what `import importlib` changes, and what we replace meanwhile.
 IMPORTLIB = ("_frozen_importlib", "_frozen_importlib_external")
 IMPORTLIB_CHANGES = {"__name__", "__package__", "__file__", "__loader__", "_find_and_load"}
@@ -191,6 +192,7 @@ class Ahead:
         self._tops: set[str] = set()
         self._asked: set[str] = set()  # what was preloaded, with all that it imports
         self._variables: dict[Any, Any] = {}
+        self._lent: list[str] = []  # of `sys`: what a program uses, and its end takes apart
 
     # While warming.
 
@@ -339,7 +341,10 @@ class Ahead:
 
     def look_again(self) -> None:
         """At what differs from program to program and isn't its doing: streams and variables."""
-        self._seen["sys"] = dict(vars(sys))
+        self._seen["sys"] = seen = dict(vars(sys))
+        self._lent = [
+            name for name, value in seen.items() if name in STREAMS or type(value) in (dict, list)
+        ]
         self._variables = dict(_modules["os"].environ._data)
 
     # In a snippet.
@@ -372,9 +377,11 @@ class Ahead:
 
     def unchanged(self) -> list[str]:
         """At the end of a program: what it was given and left as it was."""
-        # What holds a stream for good keeps it from being flushed when it goes.
-        self._seen.pop("sys", None)
-        self._baseline.pop("sys", None)
+        # What holds a stream for good keeps it from being flushed when it goes; and a list, what
+        # the program put into it.
+        for name in self._lent:
+            self._seen["sys"].pop(name, None)
+            self._baseline["sys"][1].pop(name, None)
         modules = ((name, sys.modules.get(name)) for name in getattr(self, "given", ()))
         return [
             name

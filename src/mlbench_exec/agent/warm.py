@@ -62,8 +62,11 @@ class Counters:
         self.has_memory = has_memory
 
 
-def main(ahead: Any) -> None:
-    """Import what is asked for, then serve. Returns in a fork that is to become a program."""
+def main(ahead: Any) -> Callable[[], None]:
+    """Import what is asked for. Return what serves, and returns in forks that become programs.
+
+    What is left over by then is let go here, and not in each of these forks.
+    """
     channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, terms.CHANNEL)
     page = mmap.mmap(terms.PAGE, terms.PAGE_BYTES)
     os.close(terms.PAGE)
@@ -90,7 +93,7 @@ def main(ahead: Any) -> None:
     _use_huge_pages()
     steps.do(confinement.peak_forgotten())
     frames.write(terms.CHANNEL, {"ready": True, "costs": costs, "places": len(server.places)})
-    server.serve()
+    return server.serve
 
 
 def _is_alone() -> bool:
@@ -169,14 +172,14 @@ class _Server:
         order = others.pop() if request["language"] == "bash" else -1
         if (request, fds) != self.asked:
             self._prepare(request, fds, others)
+        telling = _Telling(report)
         # Until it is asked again it runs nothing in Python, which would copy what a fork shares.
         pid, failure = self.forker.copy(report, self.before, self.steps, self.after)
         if pid:
             return False
-        with _telling(report):
+        with telling:
             if failure is not None:
                 raise steps.refused(failure)
-            self.channel.detach()
             if order >= 0:
                 self._bash(order, report)
             else:
@@ -279,7 +282,7 @@ class _Server:
             vars(sys)["orig_argv"] = [name or sys.orig_argv[0], script, *arguments]
 
 
-class _telling:  # noqa: N801 - reads as a verb
+class _Telling:
     """Whatever goes wrong before a program runs is said on the report, and ends the process."""
 
     def __init__(self, report: int) -> None:
@@ -357,8 +360,7 @@ def _use_huge_pages() -> None:
 
 
 def _tell_started(report: int) -> None:
-    now = time.monotonic()
-    os.write(report, program.TOLD.pack(program.STARTED, int(now), int(now % 1 * 1e9)))
+    os.write(report, program.TOLD.pack(program.STARTED, *divmod(time.monotonic_ns(), 10**9)))
 
 
 def _close_all_but(*kept: int) -> None:
