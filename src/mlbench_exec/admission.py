@@ -27,6 +27,14 @@ class Ticket:
     has_left = False
 
 
+class _Place:
+    """In a line."""
+
+    def __init__(self, ticket: Ticket) -> None:
+        self.ticket = ticket
+        self.turn: anyio.Event | None = None  # of who has to wait for it
+
+
 class Admission:
     """Adds up what is wanted of so many `cores`; of None, there is always room.
 
@@ -39,8 +47,8 @@ class Admission:
         self._wanted = 0.0
         self._brief = 0.0  # share of the recent ones that ended before anything was told
         self._sleepers = 0.0  # share of those that slept when something was told first
-        self._holders: deque[tuple[Ticket, anyio.Event]] = deque()
-        self._newcomers: deque[tuple[Ticket, anyio.Event]] = deque()
+        self._holders: deque[_Place] = deque()
+        self._newcomers: deque[_Place] = deque()
 
     @property
     def waiting(self) -> int:
@@ -96,12 +104,15 @@ class Admission:
         ticket.cpus = cpus
         self._let_in()
 
-    async def _wait(self, line: deque[tuple[Ticket, anyio.Event]], ticket: Ticket) -> None:
-        place = ticket, anyio.Event()
+    async def _wait(self, line: "deque[_Place]", ticket: Ticket) -> None:
+        place = _Place(ticket)
         line.append(place)
         self._want(ticket, 0.0)
+        if ticket.is_in:
+            return
+        place.turn = anyio.Event()
         try:
-            await place[1].wait()
+            await place.turn.wait()
         except BaseException:
             if place in line:
                 line.remove(place)
@@ -110,10 +121,12 @@ class Admission:
 
     def _let_in(self) -> None:
         while (line := self._holders or self._newcomers) and self._has_room():
-            ticket, turn = line.popleft()
+            place = line.popleft()
+            ticket = place.ticket
             self._wanted += self._at_start - ticket.cpus
             ticket.cpus, ticket.is_in = self._at_start, True
-            turn.set()
+            if place.turn is not None:
+                place.turn.set()
 
     def _has_room(self) -> bool:
         return self._cores is None or self._wanted + self._at_start <= self._cores + TOLERANCE

@@ -1,6 +1,5 @@
 """Pool: lends each sandbox to one snippet at a time; replaces those that can't be trusted."""
 
-import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -12,6 +11,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from mlbench_exec.admission import WHILE_OPENING, Admission, Ticket
+from mlbench_exec.changes import Changes
 from mlbench_exec.environments import Environment
 from mlbench_exec.errors import EnvironmentUnusable, MLBenchExecError, SlotBroken
 from mlbench_exec.sandbox import Backend, Sandbox, Tell
@@ -80,7 +80,7 @@ class Pool:
         self._slots = len(self._free)  # that aren't broken
         self._why_none = ""
         self._is_single_use = False
-        self._changed = anyio.Event()
+        self._changes = Changes()
         self._borrowers: set[anyio.CancelScope] = set()
         self._is_closed = False
         self._tasks: TaskGroup | None = None
@@ -112,7 +112,7 @@ class Pool:
         try:
             with anyio.CancelScope(shield=True):
                 while self._borrowers:
-                    await self._changed.wait()
+                    await self._changes.wait()
             self._tasks.cancel_scope.cancel()
             await self._tasks.__aexit__(None, None, None)
         finally:
@@ -143,31 +143,39 @@ class Pool:
             try:
                 self._ordinary += not alone
                 while alone and self._ordinary:
-                    changed = self._changed
-                    await changed.wait()
-                permits = self.size if alone else 1
-                async with self._hold(permits), self._borrow(environment, fresh) as lease:
-                    yield lease
+                    await self._changes.wait()
+                permits = await self._gather(self.size if alone else 1)
+                try:
+                    async with self._borrow(environment, fresh) as lease:
+                        yield lease
+                finally:
+                    self._return(permits)
             finally:
                 self._ordinary -= not alone
                 self._borrowers.discard(scope)
-                self._notify()
+                self._changes.tell()
         if scope.cancelled_caught:
             raise RuntimeError(LEFT)
 
-    @asynccontextmanager
-    async def _hold(self, permits: int) -> AsyncIterator[None]:
+    async def _gather(self, permits: int) -> int:
         """Hold so many permits; one borrower at a time gathers several, or none would get all."""
+        if permits == 1:
+            await self._permits.acquire()
+            return 1
         held = 0
         try:
-            async with self._gathering if permits > 1 else contextlib.nullcontext():
+            async with self._gathering:
                 while held < permits:
                     await self._permits.acquire()
                     held += 1
-            yield
-        finally:
-            for _ in range(held):
-                self._permits.release()
+        except BaseException:
+            self._return(held)
+            raise
+        return held
+
+    def _return(self, permits: int) -> None:
+        for _ in range(permits):
+            self._permits.release()
 
     @asynccontextmanager
     async def _borrow(self, environment: Environment, fresh: bool) -> AsyncIterator[Lease]:
@@ -222,8 +230,7 @@ class Pool:
             if slot is not None:
                 return await self._open(environment, slot)
             self._admission.step_back(ticket)
-            changed = self._changed
-            await changed.wait()
+            await self._changes.wait()
 
     def _idle_one(self, key: str, name: str) -> int | None:
         """Where the last used sandbox is that has served this environment, or else could."""
@@ -257,7 +264,7 @@ class Pool:
             self._slots -= 1
             if not self._slots:
                 self._why_none = f"no slot is left: {error}"
-            self._notify()
+            self._changes.tell()
             raise
         except BaseException:
             self._release(slot)
@@ -287,17 +294,13 @@ class Pool:
             pass  # whoever needs one meets the error in its own task; `_open` freed the slot
         finally:
             self._refilling -= 1
-            self._notify()
+            self._changes.tell()
 
     def _put_back(self, key: str, lease: Lease) -> None:
         self._idle.append(_Idle(key, lease))
-        self._notify()
+        self._changes.tell()
 
     def _release(self, slot: int) -> None:
         self._free.append(slot)
         self._free.sort(reverse=True)
-        self._notify()
-
-    def _notify(self) -> None:
-        self._changed.set()
-        self._changed = anyio.Event()
+        self._changes.tell()

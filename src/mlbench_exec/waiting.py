@@ -2,8 +2,7 @@
 
 from collections.abc import Hashable
 
-import anyio
-
+from mlbench_exec.changes import Changes
 from mlbench_exec.schedule import Chain
 
 PASSED_MOST = 2  # times the room: how often the oldest one may be passed over in favour of others
@@ -21,7 +20,7 @@ class Waiting:
         self._chains: list[tuple[Hashable, Chain]] = []  # the oldest first
         self._passed = 0  # how often the oldest one was
         self._is_closed = False
-        self._changed = anyio.Event()
+        self._changes = Changes()
 
     def __repr__(self) -> str:
         return f"<Waiting {len(self._chains)} of {self._room}, passed {self._passed}>"
@@ -29,31 +28,27 @@ class Waiting:
     async def put(self, name: Hashable, chain: Chain) -> None:
         """Wait for room, and leave the chain here."""
         while len(self._chains) >= self._room:
-            await self._changed.wait()
+            await self._changes.wait()
         self._chains.append((name, chain))
-        self._notify()
+        self._changes.tell()
 
     async def take(self, name: Hashable) -> tuple[Hashable, Chain] | None:
         """The oldest chain of this name, or else the oldest; None when there will be no more."""
         while not self._chains:
             if self._is_closed:
                 return None
-            await self._changed.wait()
+            await self._changes.wait()
         taken = self._chains.pop(self._choice(name))
-        self._notify()
+        self._changes.tell()
         return taken
 
     def close(self) -> None:
         """Nothing more will be put here."""
         self._is_closed = True
-        self._notify()
+        self._changes.tell()
 
     def _choice(self, name: Hashable) -> int:
         same = (n for n, (other, _) in enumerate(self._chains) if other == name)
         choice = next(same, 0) if self._passed < PASSED_MOST * self._room else 0
         self._passed = self._passed + 1 if choice else 0
         return choice
-
-    def _notify(self) -> None:
-        self._changed.set()
-        self._changed = anyio.Event()

@@ -3,7 +3,7 @@
 import errno
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import anyio
 import anyio.to_thread
@@ -29,8 +29,6 @@ SHORT_OF = {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC
 TRIALS = 3  # of a run's first sandbox
 TRIALS_WITHIN_S = 10.0
 WARM_GRACE_S = 300.0  # a warm interpreter that starts, or says nothing any more
-
-M = TypeVar("M", bound=wire.Message)
 
 
 def room_for_warm(environment: Environment, preload_bytes: int) -> int:
@@ -110,13 +108,13 @@ class AgentSandbox:
         Raises `NestingRefused` where the kernel or container forbids the sandbox, and
         `SandboxFailed` for everything else.
         """
-        await self._send(await anyio.to_thread.run_sync(wire.agent_bundle))
-        hello = await self._expect(wire.Hello, START_TIMEOUT_S)
+        bundle = await anyio.to_thread.run_sync(wire.agent_bundle)
+        hello = await self._ask(bundle, START_TIMEOUT_S)
+        if not isinstance(hello, wire.Hello):
+            raise SandboxFailed(f"the agent sent {type(hello).__name__}, not Hello")
         self.started_as = hello.called
-        await self._send(
-            await anyio.to_thread.run_sync(lambda: wire.setup_frame(make_setup(hello)))
-        )
-        match await self._receive(START_TIMEOUT_S):
+        setup = await anyio.to_thread.run_sync(lambda: wire.setup_frame(make_setup(hello)))
+        match await self._ask(setup, START_TIMEOUT_S):
             case wire.Ready() as ready:
                 return ready
             case wire.Refused(reason=reason):
@@ -130,9 +128,8 @@ class AgentSandbox:
         grace = ANSWER_GRACE_S if is_known else FIRST_RUN_GRACE_S
         grace += WARM_GRACE_S if self.reusable else 0.0
         self._seen.add(name)
-        await self._send(wire.run_frame(job))
         within_s = job.time_limit_s * job.limits.wall_cap_factor + grace
-        match await self._answer(within_s, tell):
+        match await self._ask(wire.run_frame(job), within_s, tell or _nobody):
             case wire.Result(observation=observation, spent=spent):
                 self.reusable = self.reusable and not spent
                 return observation
@@ -146,56 +143,51 @@ class AgentSandbox:
     async def aclose(self) -> None:
         await self._stream.aclose()
 
-    async def _answer(self, within_s: float, tell: Tell | None) -> wire.Message:
-        """What comes of a run, after any number of words about its need for CPUs."""
-        until = anyio.current_time() + within_s
-        while True:
-            message = await self._receive(until - anyio.current_time())
-            if not isinstance(message, wire.Demand):
-                return message
-            if tell is not None:
-                tell(message.cpus)
+    async def _ask(self, data: bytes, within_s: float, tell: Tell | None = None) -> wire.Message:
+        """Send a frame and return its answer, which is to come within so long.
 
-    async def _send(self, data: bytes) -> None:
-        """A pipe takes less than an agent's bundle: one that reads nothing is given up."""
+        `tell` hears any number of words about a need for CPUs that come before it. A stream may
+        take less than a frame: an agent that reads nothing is given up.
+        """
+        is_sent = False
         try:
-            with anyio.fail_after(START_TIMEOUT_S):
+            with anyio.fail_after(START_TIMEOUT_S) as scope:
                 await self._stream.send(data)
+                is_sent = True
+                scope.deadline = anyio.current_time() + within_s
+                while isinstance(message := await self._next(), wire.Demand) and tell is not None:
+                    tell(message.cpus)
+                return message
         except TimeoutError:
-            what = f"no answer within {START_TIMEOUT_S:.0f} s, and its input was not read"
+            what = f"no answer within {within_s if is_sent else START_TIMEOUT_S:.0f} s"
+            if not is_sent:
+                what += ", and its input was not read"
             raise SandboxFailed(await self._why(what)) from None
-        except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-            raise SandboxFailed(await self._why(f"its input is closed ({error!r})")) from error
-
-    async def _expect(self, kind: type[M], within_s: float) -> M:
-        message = await self._receive(within_s)
-        if not isinstance(message, kind):
-            raise SandboxFailed(f"the agent sent {type(message).__name__}, not {kind.__name__}")
-        return message
-
-    async def _receive(self, within_s: float) -> wire.Message:
-        try:
-            with anyio.fail_after(within_s):
-                while True:
-                    message = self._frames.next_message()
-                    if message is not None:
-                        return message
-                    data = await self._stream.receive()
-                    if not data:
-                        raise SandboxFailed(await self._why("its output ended"))
-                    self._frames.feed(data)
-        except TimeoutError:
-            raise SandboxFailed(await self._why(f"no answer within {within_s:.0f} s")) from None
         except wire.ProtocolError as error:
             raise SandboxFailed(f"the agent broke the protocol: {error}") from error
         except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-            raise SandboxFailed(await self._why(f"its output failed ({error!r})")) from error
+            what = "its output failed" if is_sent else "its input is closed"
+            raise SandboxFailed(await self._why(f"{what} ({error!r})")) from error
+
+    async def _next(self) -> wire.Message:
+        while True:
+            message = self._frames.next_message()
+            if message is not None:
+                return message
+            data = await self._stream.receive()
+            if not data:
+                raise SandboxFailed(await self._why("its output ended"))
+            self._frames.feed(data)
 
     async def _why(self, what: str) -> str:
         with anyio.move_on_after(2):
             said = await self._stream.diagnosis()
             return f"the agent failed: {what}; {said}" if said else f"the agent failed: {what}"
         return f"the agent failed: {what}"
+
+
+def _nobody(cpus: float) -> None:
+    """Hear of a need that nobody has to know."""
 
 
 class SetupFactory(Protocol):
