@@ -289,6 +289,14 @@ PROGRAMS = {
     "print(ahead.part.VALUE)",
     "fake_module": "import sys, types\nsys.modules['ahead_needs'] = types.SimpleNamespace(VALUE='fake')\n"
     "import ahead.part\nprint(ahead.part.VALUE)",
+    "destructors_in_what_sys_has": "import os, sys\nclass A:\n    def __init__(self, name):\n"
+    "        self.name = name\n    def __del__(self, write=os.write):\n"
+    "        write(1, self.name.encode() + b'\\n')\n"
+    "for name in 'argv', 'warnoptions', 'meta_path', 'path_hooks':\n"
+    "    getattr(sys, name).append(A(name))\n"
+    "for name in 'path_importer_cache', '_xoptions', 'modules':\n"
+    "    getattr(sys, name)['an a'] = A(name)\n"
+    "sys.own = A('own')\nprint('end')",
     "import_hook_at_the_end": "import sys\nclass F:\n    @staticmethod\n    def find_spec(name, path=None, target=None):\n"
     "        print('asked for', name)\nsys.meta_path.append(F)\nimport ahead\nprint(ahead.NAME)",
     "import_hook": "import sys\nclass F:\n    @staticmethod\n    def find_spec(name, path=None, target=None):\n"

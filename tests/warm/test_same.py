@@ -75,10 +75,12 @@ class Place:
         self.portal, self.environment = portal, environment
         self.sandboxes: dict[str, Sandbox] = {}
 
-    def run(self, how: str, language: Language, code: str, limit_s: float = 60.0) -> Observation:
+    def run(
+        self, how: str, language: Language, code: str, limit_s: float = 60.0, path: str = ""
+    ) -> Observation:
         job = Job(
             environment=self.environment,
-            path="",
+            path=path,
             language=language,
             code=code.encode("utf-8", "surrogatepass"),
             time_limit_s=limit_s,
@@ -218,6 +220,26 @@ def test_python_programs_are_the_same_where_nothing_is_preloaded(bare_place: Pla
 def test_programs_called_by_bash_are_the_same_warm_and_cold(place: Place) -> None:
     """So it is with `python temp.py` in a script, with every file that the program leaves."""
     check_all(place, "bash", through_bash)
+
+
+@pytest.mark.parametrize("language", ["python", "bash"])
+def test_one_interpreter_serves_every_folder(place: Place, language: Language) -> None:
+    """Each program starts where it is, whatever came before it: a longer path, a link, a script."""
+    repo = Path(place.environment.workdir)
+    long = "/".join(["a" * 200] * 15)
+    (repo / long).mkdir(parents=True, exist_ok=True)
+    if not (repo / "link").exists():
+        (repo / "link").symlink_to("lib", target_is_directory=True)
+    code = (
+        "import os, sys\nprint(os.getcwd(), __file__, sys.argv, sys.path[0], os.environ['HOME'])\n"
+        "print(getattr(sys, 'orig_argv', None))\nraise KeyError(open(__file__).read())"
+    )
+    wrap = direct if language == "python" else through_bash
+    for path in ("./", long, "lib", "./link", "", "link", f"./{long}", "lib/../lib", "./"):
+        other = place.run("warm", "bash" if language == "python" else "python", "python x.py; pass")
+        cold, warm = (place.run(how, language, wrap(code), path=path) for how in ("cold", "warm"))
+        assert seen(warm) == seen(cold), path
+        assert warm.warm, (path, other)
 
 
 def test_finalizers_that_nobody_needs_are_spared(place: Place) -> None:

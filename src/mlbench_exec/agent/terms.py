@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 CHANNEL, PAGE = 3, 4  # descriptors that the agent leaves open
 PAGE_BYTES = 4096
-MOST_ASKED_BYTES = 4096
+MOST_ASKED_BYTES = 8192  # a folder may have a path of half as many
 CHARGED = struct.Struct("=d")  # at 0
 STARTS = struct.Struct("=I")
 STARTS_AT, REFUSED_AT = 8, 12
