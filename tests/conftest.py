@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 
+from mlbench_exec import wire
 from mlbench_exec.backends.identity import local_name
 
 pytest.register_assert_rewrite("mlbench_exec.testing.conformance")
@@ -130,6 +131,16 @@ def agents_of(parent: int) -> set[int]:
         except OSError:  # it has just ended
             continue
     return found
+
+
+def alter_agent(patch: pytest.MonkeyPatch, module: str, old: str, new: str) -> None:
+    """Send an agent that differs in one place."""
+    sources = wire.agent_sources()
+    assert sources[module].count(old) == 1, f"agent/{module} has changed: {old!r}"
+    sources[module] = sources[module].replace(old, new)
+    bundle = wire.bundle_of(sources)
+    patch.setattr(wire, "agent_sources", lambda: sources)  # what is altered next starts from it
+    patch.setattr(wire, "agent_bundle", lambda: bundle)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from mlbench_exec import wire
+from conftest import alter_agent
 from mlbench_exec.agent import kernel
 from mlbench_exec.backends.local import LocalBackend
 from mlbench_exec.environments import Environment, Mount
@@ -54,6 +54,14 @@ for _ in range(500):
     time.sleep(0.02)
 print(left)
 """
+# It is a copy of what forked it for a moment longer than the snippet is there.
+INIT = """
+import time
+until = time.monotonic() + 1.0
+while (name := open("/proc/1/comm").read().strip()) != "init" and time.monotonic() < until:
+    time.sleep(0.02)
+print(name)
+"""
 ENDS = {
     "pass": (0, None),
     "import sys; sys.exit(10)": (10, None),  # a line feed among the bytes that tell of it
@@ -71,21 +79,12 @@ def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How an agent forks: as it does here, or as it does where it can't do all of that."""
     if request.param == "two forks":
         for module in ("native", "pid1"):
-            alter(monkeypatch, module, CHECKED, "True")
+            alter_agent(monkeypatch, module, CHECKED, "True")
     elif platform.machine() != "x86_64":
         pytest.skip("the machine code is x86_64's")
     elif request.param == "steps only":
-        alter(monkeypatch, "pid1", "kernel.is_new_glibc()", "False")
+        alter_agent(monkeypatch, "pid1", "kernel.is_new_glibc()", "False")
     return str(request.param)
-
-
-def alter(patch: pytest.MonkeyPatch, module: str, old: str, new: str) -> None:
-    sources = wire.agent_sources()
-    assert sources[module].count(old) == 1
-    sources[module] = sources[module].replace(old, new)
-    bundle = wire.bundle_of(sources)
-    patch.setattr(wire, "agent_sources", lambda: sources)
-    patch.setattr(wire, "agent_bundle", lambda: bundle)
 
 
 @asynccontextmanager
@@ -144,7 +143,7 @@ async def test_a_snippet_and_its_init_are_the_same_however_they_were_forked(
         assert seen.stdout.split() == ["2", "1", "2", "2", "True", "True"], seen
         seen = await run(place, ORPHANS)
         assert seen.stdout == "['1', '2']\n", seen
-        commands = await run(place, "print(open('/proc/1/comm').read())")
+        commands = await run(place, INIT)
         assert (commands.stdout.strip() == "init") == (how == "machine code"), commands
 
 
@@ -210,7 +209,7 @@ async def test_bash_that_cannot_be_given_its_script(
 
 @pytest.fixture
 def going_nowhere(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    alter(monkeypatch, "program", 'Step("fchdir", cwd)', 'Step("fchdir", 999)')
+    alter_agent(monkeypatch, "program", 'Step("fchdir", cwd)', 'Step("fchdir", 999)')
 
 
 @pytest.mark.usefixtures("going_nowhere")
@@ -356,7 +355,9 @@ def no_fork(monkeypatch: pytest.MonkeyPatch) -> None:
     """The C library's fork fails, where an init calls it."""
     if platform.machine() != "x86_64":
         pytest.skip("the machine code is x86_64's")
-    alter(monkeypatch, "kernel", "_libc.fork", "_libc.getchar")  # -1: there is nothing to read
+    alter_agent(
+        monkeypatch, "kernel", "_libc.fork", "_libc.getchar"
+    )  # -1: there is nothing to read
 
 
 @pytest.mark.usefixtures("no_fork")
@@ -367,3 +368,22 @@ async def test_an_init_that_can_not_fork_costs_no_verdict(workdir: str) -> None:
         for _ in range(3):
             seen = await run(place, "print('here')")
             assert (seen.exit_code, seen.stdout, seen.warm) == (0, "here\n", False), seen
+
+
+@pytest.mark.asyncio
+async def test_an_interpreter_that_cannot_fork_runs_no_script_itself(
+    workdir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not one that the repository has in the script's place either; the snippet runs cold."""
+    script = anyio.Path(workdir, "temp.py")
+    await script.write_text("import time\ntime.sleep(50)\n")
+    old = "self._prepare(report, COPYING"
+    new = f"if report: raise OSError(11, 'no fork')\n        {old}"
+    await anyio.to_thread.run_sync(alter_agent, monkeypatch, "pid1", old, new)
+    async with opened(workdir, warm=True) as place:
+        await run(place, "pass")
+        began = time.monotonic()
+        seen = await run(place, "print('mine')")
+        assert (seen.stdout, seen.warm) == ("mine\n", False), seen
+        assert "the warm interpreter failed" in seen.ran_again
+        assert time.monotonic() - began < 20

@@ -4,9 +4,11 @@ import math
 import struct
 import subprocess
 import sys
+import tomllib
 import zlib
 from collections.abc import Iterator
 from importlib.util import MAGIC_NUMBER
+from pathlib import Path
 from types import CodeType
 
 import anyio
@@ -334,3 +336,37 @@ async def test_a_start_out_of_order_has_failed(messages: tuple[wire.Message, ...
     """Any other message at the start is `SandboxFailed`."""
     with pytest.raises(SandboxFailed):
         await start(*messages)
+
+
+def test_the_parts_of_an_agent_are_those_that_are_kept_apart() -> None:
+    """A module of either part that is in no contract could import the other's."""
+    pyproject = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+    kept = {
+        (*contract["source_modules"],): (*contract["forbidden_modules"],)
+        for contract in pyproject["tool"]["importlinter"]["contracts"]
+        if contract["type"] == "forbidden" and len(contract["source_modules"]) > 1
+    }
+    own, warm = (
+        tuple(f"mlbench_exec.agent.{name}" for name in names)
+        for names in (wire.OWN_MODULES, wire.WARM_MODULES)
+    )
+    assert kept == {own: warm, warm: own}
+    folder = Path(wire.__file__).parent / "agent"
+    names = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    assert names == set(wire.agent_sources())
+
+
+@pytest.mark.asyncio
+async def test_a_frame_that_was_sent_too_late_is_answered_by_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was on its way as its time ran out: no answer is waited for, and none made up."""
+    monkeypatch.setattr(agent_sandbox, "START_TIMEOUT_S", 0.01)
+
+    class Late(ScriptedStream):
+        async def send(self, data: bytes) -> None:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(0.05)
+
+    with pytest.raises(SandboxFailed, match="no answer within"):
+        await AgentSandbox(Late(silent=True)).run(JOB)

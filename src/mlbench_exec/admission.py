@@ -104,7 +104,7 @@ class Admission:
         ticket.cpus = cpus
         self._let_in()
 
-    async def _wait(self, line: "deque[_Place]", ticket: Ticket) -> None:
+    async def _wait(self, line: deque[_Place], ticket: Ticket) -> None:
         place = _Place(ticket)
         line.append(place)
         self._want(ticket, 0.0)

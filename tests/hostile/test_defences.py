@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from conftest import alter_agent
 from hostile import host
 from hostile.house import House, open_house
 from hostile.table import TABLE, Case, read
-from mlbench_exec import UnjudgedError, Verdict, seccomp, wire
+from mlbench_exec import UnjudgedError, Verdict, seccomp
 from mlbench_exec.backends import docker
 from mlbench_exec.backends.cgroups import Cgroups
 from mlbench_exec.backends.local import FIRST_FREE_UID
@@ -25,16 +26,6 @@ from mlbench_exec.errors import BackendUnavailable
 pytestmark = [pytest.mark.slow, pytest.mark.hostile]
 Patch = pytest.MonkeyPatch
 FLOOD = 20 << 20
-
-
-def alter_agent(patch: Patch, module: str, old: str, new: str) -> None:
-    """Send an agent that differs in one place."""
-    sources = wire.agent_sources()
-    assert sources[module].count(old) == 1, f"agent/{module} has changed: {old!r}"
-    sources[module] = sources[module].replace(old, new)
-    bundle = wire.bundle_of(sources)
-    patch.setattr(wire, "agent_sources", lambda: sources)  # what is altered next starts from it
-    patch.setattr(wire, "agent_bundle", lambda: bundle)
 
 
 def alter_cgroups(patch: Patch, left_out: str) -> None:

@@ -190,6 +190,8 @@ PROGRAMS = {
     "del_as_main_ends": "import argparse, late\na = late.A()",
     "del_as_main_ends_later": "import argparse, late\na = late.A()\ndef f():\n    pass",
     "del_as_main_ends_in_a_cycle": "import late\na = late.A()\na.itself = a",
+    "del_of_a_cycle_imports": "class A:\n    def __del__(self):\n        import argparse\n"
+    "        print(argparse.__name__)\na = A()\na.itself = a\ndel a",
     "del_as_a_module_ends": "import argparse, late\nlate.a = late.A()",
     "del_where_main_is_kept": "import sys, late\nlate.main = sys.modules['__main__']\na = late.A()",
     "del_of_what_was_put_into_stat": "import stat, late\nstat.S_IFREG = late.A()",
@@ -296,7 +298,8 @@ PROGRAMS = {
     "    getattr(sys, name).append(A(name))\n"
     "for name in 'path_importer_cache', '_xoptions', 'modules':\n"
     "    getattr(sys, name)['an a'] = A(name)\n"
-    "sys.own = A('own')\nprint('end')",
+    "sys.own = A('own')\nsys.implementation.x = A('implementation')\n"
+    "sys.__interactivehook__.x = A('a function')\nprint('end')",
     "import_hook_at_the_end": "import sys\nclass F:\n    @staticmethod\n    def find_spec(name, path=None, target=None):\n"
     "        print('asked for', name)\nsys.meta_path.append(F)\nimport ahead\nprint(ahead.NAME)",
     "import_hook": "import sys\nclass F:\n    @staticmethod\n    def find_spec(name, path=None, target=None):\n"

@@ -5,9 +5,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import anyio.to_thread
 import msgspec
 import pytest
 
+from conftest import alter_agent
 from mlbench_exec.backends.local import LocalBackend
 from mlbench_exec.environments import Environment, Mount
 from mlbench_exec.sandbox import Job, Limits, Observation, Sandbox
@@ -65,7 +67,7 @@ print(sorted(found))
 
 @asynccontextmanager
 async def sandbox(
-    folder: Path, preload: tuple[str, ...], preload_bytes: int = 256 << 20
+    folder: Path, preload: tuple[str, ...], preload_bytes: int = 256 << 20, **env: str
 ) -> AsyncIterator[tuple[Sandbox, Environment]]:
     """One whose environment finds the modules in `folder`."""
     (folder / "repo").mkdir()
@@ -76,7 +78,7 @@ async def sandbox(
         workdir=str(folder / "repo"),
         python=sys.executable,
         preload=preload,
-        env={"PYTHONPATH": str(folder / "modules")},
+        env={"PYTHONPATH": str(folder / "modules"), **env},
         mounts=(Mount(source=str(folder / "modules"), target=str(folder / "modules")),),
     )
     async with LocalBackend(limits=LIMITS, preload_bytes=preload_bytes) as backend:
@@ -254,3 +256,36 @@ sys.exit(1)
         assert seen.warm
         assert (seen.limit, seen.exit_code) == (("time", None) if forged == "1e300" else (None, 1))
         assert 0 <= seen.counted_s < 2 * 30
+
+
+async def test_the_locale_that_python_chooses_is_in_the_variables(tmp_path: Path) -> None:
+    """Where it would be C's, Python tells its children of another."""
+    names = modules(tmp_path, nothing="")
+    code = "import os, sys\nprint(list(os.environ), os.environ['LC_CTYPE'], sys.stdout.encoding)"
+    seen = []
+    for preload_bytes in (0, 256 << 20):
+        home = tmp_path / str(preload_bytes)
+        home.mkdir()
+        (home / "modules").symlink_to(tmp_path / "modules")
+        async with sandbox(home, names, preload_bytes, LANG="C") as place:
+            seen.append(await run(place, code))
+    cold, warm = seen
+    assert (cold.warm, warm.warm) == (False, True), warm
+    assert (warm.stdout, warm.stderr) == (cold.stdout, ""), cold
+
+
+async def test_an_interpreter_that_is_gone_before_it_is_told_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sandbox serves on, without one."""
+    old = "frames.write(self._channel.fileno(), order)"
+    slow = f"time.sleep(0.5); {old}"
+    await anyio.to_thread.run_sync(alter_agent, monkeypatch, "interpreter", old, slow)
+    old = "os.execve(path, [argv[0], terms.PLACE], variables)"
+    dead = "raise OSError('no such thing')"
+    await anyio.to_thread.run_sync(alter_agent, monkeypatch, "interpreter", old, dead)
+    async with sandbox(tmp_path, modules(tmp_path, nothing="")) as place:
+        seen = await run(place, "print(1)")
+        assert (seen.stdout, seen.warm) == ("1\n", False)
+        assert any("it doesn't start: OSError: no such thing" in one for one in seen.notes), seen
+        assert (await run(place, "print(2)")).stdout == "2\n"

@@ -242,6 +242,19 @@ def test_one_interpreter_serves_every_folder(place: Place, language: Language) -
         assert warm.warm, (path, other)
 
 
+@pytest.mark.skipif(not has_fronts(sys.executable), reason="a snippet doesn't see this Python")
+def test_a_program_called_by_bash_has_its_descriptors(place: Place) -> None:
+    """All that the script had opened for it, whatever its helper had open itself."""
+    code = (
+        "cat > x.py <<'END'\nimport os\nfor fd in range(3, 9):\n"
+        "    os.write(fd, b'%d\\n' % fd)\nEND\n"
+        "exec 3>a 4>b 5>c 6>d 7>e 8>f\npython x.py\ncat a b c d e f"
+    )
+    cold, warm = (place.run(how, "bash", code) for how in ("cold", "warm"))
+    assert (warm.stdout, warm.stderr) == (cold.stdout, cold.stderr) == ("3\n4\n5\n6\n7\n8\n", "")
+    assert warm.warm
+
+
 def test_finalizers_that_nobody_needs_are_spared(place: Place) -> None:
     """torch takes its table of operators apart, entry by entry; warm, only where it can be seen."""
     code = "import torch\nopen('loud', 'w').close()"
@@ -253,7 +266,11 @@ def test_finalizers_that_nobody_needs_are_spared(place: Place) -> None:
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the machine code is x86_64's")
 def test_libraries_hear_of_a_fork_by_machine_code(place: Place) -> None:
     """As OpenBLAS asks to, for one, which stops its threads; the init is no copy for all that."""
-    code = "import hears\nprint(open('/proc/1/comm').read().strip(), *hears.HEARD[-4:])"
+    code = (
+        "import hears, time\nfor _ in range(100):\n    name = open('/proc/1/comm').read().strip()\n"
+        "    if name == 'init':\n        break\n    time.sleep(0.05)  # it isn't one yet\n"
+        "print(name, *hears.HEARD[-4:])"
+    )
     first, second = (place.run("warm", "python", code).stdout for _ in range(2))
     assert first.endswith("before in the child\n")
     assert second == "init before in the parent before in the child\n"

@@ -42,6 +42,7 @@ with open(%(folder)r + "/.start", "rb") as file:
     scope = {}
     exec(file.read(), scope)
 serve, has_its_own = scope["start"]()
+scope.clear()
 del file, scope
 serve()
 if not has_its_own:
@@ -69,7 +70,7 @@ def start():
         has_its_own = False
     baseline = dict(sys.modules)
     with open(%(folder)r + "/.modules", "rb") as file:
-        magic, shared, own = marshal.loads(file.read())
+        magic, shared, warm = marshal.loads(file.read())
     is_ready = magic == sys.modules["_frozen_importlib_external"].MAGIC_NUMBER
     module_type = type(sys)
     package = "mlbench_exec.agent"
@@ -87,8 +88,8 @@ def start():
         else:
             code = compile(source, "<" + module.__name__ + ">", "exec")
         exec(code, module.__dict__)
-    texts = {name: (source, code) for name, source, code in shared + own}
-    del shared, own
+    texts = {name: (source, code) for name, source, code in shared + warm}
+    del shared, warm
     add("aspects")
     add("preload")
     ahead = modules["preload"].Ahead(baseline)
@@ -226,7 +227,10 @@ class Interpreter:
             "variables": one.variables,
             "preload": modules,
         }
-        frames.write(self._channel.fileno(), order)
+        try:
+            frames.write(self._channel.fileno(), order)
+        except frames.HostGone:
+            pass  # it is gone already: what it said is told when it doesn't answer
         refused: dict[str, str] = {}
         until = time.monotonic() + START_WITHIN_S
         while True:
@@ -399,9 +403,9 @@ class Interpreters:
         given = one.variables.get("PYTHONPATH")
         path = base.WARM + "/.modules"
         if not os.path.exists(path):
-            magic, shared, own, _ = marshal.loads(self._bundle)
+            magic, shared, warm, _ = marshal.loads(self._bundle)
             with open(path, "wb") as file:
-                file.write(marshal.dumps((magic, shared, own), frames.ANY_VERSION))
+                file.write(marshal.dumps((magic, shared, warm), frames.ANY_VERSION))
         for name, source in (("sitecustomize.py", HOOK_SOURCE), (".start", START_SOURCE)):
             with open("%s/%s" % (base.WARM, name), "w") as file:
                 file.write(source % {"given": given, "folder": base.WARM})
@@ -462,6 +466,7 @@ def _launch(world: World, one: Program, hook: str) -> Interpreter:
             ]
             for target, fd in enumerate(high):
                 os.dup2(fd, target)
+            says = 2
             os.closerange(len(high), 256)
             kernel.default_signals()
             kernel.keep_capabilities()

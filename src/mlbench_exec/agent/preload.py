@@ -192,6 +192,7 @@ class Ahead:
         self._tops: set[str] = set()
         self._asked: set[str] = set()  # what was preloaded, with all that it imports
         self._variables: dict[Any, Any] = {}
+        self._over: tuple[dict[str, Any], ...] = ()
         self._lent: list[str] = []  # of `sys`: what a program uses, and its end takes apart
 
     # While warming.
@@ -343,7 +344,9 @@ class Ahead:
         """At what differs from program to program and isn't its doing: streams and variables."""
         self._seen["sys"] = seen = dict(vars(sys))
         self._lent = [
-            name for name, value in seen.items() if name in STREAMS or type(value) in (dict, list)
+            name
+            for name, value in seen.items()
+            if name in STREAMS or type(value) in (dict, list, set) or hasattr(value, "__dict__")
         ]
         self._variables = dict(_modules["os"].environ._data)
 
@@ -378,10 +381,11 @@ class Ahead:
     def unchanged(self) -> list[str]:
         """At the end of a program: what it was given and left as it was."""
         # What holds a stream for good keeps it from being flushed when it goes; and a list, what
-        # the program put into it.
+        # the program put into it. The rest is kept: to let go of it would touch it all.
+        self._over = self._seen.pop("sys", {}), self._baseline.pop("sys", (None, {}))[1]
         for name in self._lent:
-            self._seen["sys"].pop(name, None)
-            self._baseline["sys"][1].pop(name, None)
+            for names in self._over:
+                names.pop(name, None)
         modules = ((name, sys.modules.get(name)) for name in getattr(self, "given", ()))
         return [
             name

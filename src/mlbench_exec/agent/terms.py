@@ -21,7 +21,7 @@ CHARGED = struct.Struct("=d")  # at 0
 STARTS = struct.Struct("=I")
 STARTS_AT, REFUSED_AT = 8, 12
 REASON_AT, REASON_BYTES = 64, 1024
-PREFIX, FILLING = "/.mlbench-exec-place", "-" * 4000
+PREFIX, FILLING = "/.mlbench-exec-place", "-" * 4200
 PLACE = PREFIX + FILLING  # what it is told to run: longer than any path
 
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 POLL, POLLIN = struct.Struct("=ihh"), 1
 VERSION_AT = 24  # in a dict, behind its references, type and size
-OPENED = 4  # descriptors, at most, by the steps of a start
+OPENED = 16  # descriptors, at most, by what comes between our fork and its program
 HUGE, MADV_COLLAPSE, FEWEST_PRESENT = 2 << 20, 25, 384  # of 512 pages
 
 
@@ -140,22 +140,30 @@ class _Server:
 
     def arm(self, variables: dict[str, str]) -> None:
         """Become what every program starts as: a page that a fork writes to it has to copy."""
+        if "LC_CTYPE" in os.environ:  # Python sets it where the locale is C's
+            variables.setdefault("LC_CTYPE", os.environ["LC_CTYPE"])
         self._set_variables(variables)
         self.ahead.arm(self._charge, self._refuse)
         self.ending.begin(False)
         self.highest = max(int(name) for name in os.listdir("/proc/self/fd"))
 
     def serve(self) -> None:
-        while True:
-            kind, request, fds = self._receive()
-            if kind == b"F":
-                if self._fork(request, fds):
-                    return
-            else:
-                self.ahead.show("resource", True)  # wait4 imports it
-                _, status, usage = os.wait4(request["pid"], 0)
-                self.ahead.show("resource", False)
-                frames.write(terms.CHANNEL, {"status": status, "usage": list(usage)})
+        try:
+            while not self._answer(*self._receive()):
+                pass
+        except BaseException as error:  # noqa: BLE001 - if `site` saw it, it would run a script here
+            os.write(2, ("%s: %s" % (type(error).__name__, error)).encode("utf-8", "replace"))
+            os._exit(1)
+
+    def _answer(self, kind: bytes, request: dict[str, Any], fds: list[int]) -> bool:
+        """Do what is asked; True in a program."""
+        if kind == b"F":
+            return self._fork(request, fds)
+        self.ahead.show("resource", True)  # wait4 imports it
+        _, status, usage = os.wait4(request["pid"], 0)
+        self.ahead.show("resource", False)
+        frames.write(terms.CHANNEL, {"status": status, "usage": list(usage)})
+        return False
 
     def _receive(self) -> tuple[bytes, dict[str, Any], list[int]]:
         data, ancillary, _, _ = self.channel.recvmsg(
@@ -226,6 +234,7 @@ class _Server:
                 os._exit(0)  # so that the helper is init's child, not bash's
             _close_all_but(listening.fileno())
             called = helper.Helper(listening, one.variables).serve()
+            listening.detach()  # its number may be one of the program's own
             helper.become(called)
             return self._called(called)
         os.waitpid(between, 0)
@@ -272,6 +281,8 @@ class _Server:
         """Have the interpreter go on as `NAME SCRIPT ARGUMENTS…` would in this folder."""
         path = os.path.join(folder, script) if sys.version_info >= (3, 9) else script
         data = _wide(os.path.normpath(path) + "\0")
+        if len(data) > len(self.held):
+            raise ValueError("%s is too long" % path)
         as_it_was = bytes(self.held[: len(data)])
         for address in self.places:
             if ctypes.string_at(address, len(data)) == as_it_was:
@@ -398,7 +409,7 @@ def _places() -> list[int]:
                 at += apart
                 continue
             begin = max(start, at - len(prefix) - len(filling))
-            size = _read(mem, begin, around)
+            size = min(_read(mem, begin, around), end - begin)
             head = around.find(prefix, 0, size)
             rest = head + len(prefix)
             if head >= 0 and around.find(filling, rest, size) == rest:

@@ -151,23 +151,22 @@ class AgentSandbox:
         """
         is_sent = False
         try:
-            with anyio.fail_after(START_TIMEOUT_S) as scope:
+            with anyio.move_on_after(START_TIMEOUT_S) as scope:
                 await self._stream.send(data)
                 is_sent = True
                 scope.deadline = anyio.current_time() + within_s
                 while isinstance(message := await self._next(), wire.Demand) and tell is not None:
                     tell(message.cpus)
                 return message
-        except TimeoutError:
-            what = f"no answer within {within_s if is_sent else START_TIMEOUT_S:.0f} s"
-            if not is_sent:
-                what += ", and its input was not read"
-            raise SandboxFailed(await self._why(what)) from None
         except wire.ProtocolError as error:
             raise SandboxFailed(f"the agent broke the protocol: {error}") from error
         except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
             what = "its output failed" if is_sent else "its input is closed"
             raise SandboxFailed(await self._why(f"{what} ({error!r})")) from error
+        what = f"no answer within {within_s if is_sent else START_TIMEOUT_S:.0f} s"
+        if not is_sent:
+            what += ", and its input was not read"
+        raise SandboxFailed(await self._why(what))
 
     async def _next(self) -> wire.Message:
         while True:
