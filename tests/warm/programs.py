@@ -298,8 +298,10 @@ PROGRAMS = {
     "    getattr(sys, name).append(A(name))\n"
     "for name in 'path_importer_cache', '_xoptions', 'modules':\n"
     "    getattr(sys, name)['an a'] = A(name)\n"
-    "sys.own = A('own')\nsys.implementation.x = A('implementation')\n"
-    "sys.__interactivehook__.x = A('a function')\nprint('end')",
+    "sys.own = A('own')\nsys.implementation.x = A('implementation')\nprint('end')",
+    "destructor_in_a_function_that_sys_has": "import os, sys\nclass A:\n"
+    "    def __del__(self, write=os.write):\n        write(1, b'del')\n"
+    "sys.__interactivehook__.x = A()",
     "import_hook_at_the_end": "import sys\nclass F:\n    @staticmethod\n    def find_spec(name, path=None, target=None):\n"
     "        print('asked for', name)\nsys.meta_path.append(F)\nimport ahead\nprint(ahead.NAME)",
     "import_hook": "import sys\nclass F:\n    @staticmethod\n    def find_spec(name, path=None, target=None):\n"

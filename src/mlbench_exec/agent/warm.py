@@ -288,9 +288,9 @@ class _Server:
             if ctypes.string_at(address, len(data)) == as_it_was:
                 ctypes.memmove(address, data, len(data))
         self.held[: len(data)] = data
-        sys.argv = [script, *arguments]
+        sys.argv[:] = [script, *arguments]  # the same lists, whoever else has them
         if hasattr(sys, "orig_argv"):
-            vars(sys)["orig_argv"] = [name or sys.orig_argv[0], script, *arguments]
+            sys.orig_argv[:] = [name or sys.orig_argv[0], script, *arguments]
 
 
 class _Telling:
