@@ -387,3 +387,7 @@ async def test_an_interpreter_that_cannot_fork_runs_no_script_itself(
         assert (seen.stdout, seen.warm) == ("mine\n", False), seen
         assert "the warm interpreter failed" in seen.ran_again
         assert time.monotonic() - began < 20
+        await run(place, "print('mine')")  # and another one, that starts for it
+        seen = await run(place, "print('mine')")
+        assert (seen.stdout, seen.ran_again) == ("mine\n", ""), seen
+        assert any("two have failed" in one and "no fork" in one for one in seen.notes), seen

@@ -17,6 +17,8 @@ COLD = {  # these say so themselves, or are found out and run again: never from 
     "shadowed",
     "shadowed_dependency",
     "fake_module",
+    "modules_put_back",
+    "found_by_now",
     "import_hook",
     "import_hook_at_the_end",
     "warnings_as_errors",
@@ -190,6 +192,17 @@ PROGRAMS = {
     "del_as_main_ends": "import argparse, late\na = late.A()",
     "del_as_main_ends_later": "import argparse, late\na = late.A()\ndef f():\n    pass",
     "del_as_main_ends_in_a_cycle": "import late\na = late.A()\na.itself = a",
+    "threads_import_at_once": "import threading\nbarrier, seen = threading.Barrier(8), []\ndef f():\n"
+    "    barrier.wait()\n    import asyncio, unittest\n    import ahead.part\n"
+    "    seen.append((asyncio.sleep.__name__, unittest.TestCase.__name__, ahead.part.VALUE))\n"
+    "threads = [threading.Thread(target=f) for _ in range(8)]\nfor each in threads:\n"
+    "    each.start()\nfor each in threads:\n    each.join()\nprint(seen)",
+    "modules_put_back": "import sys\nfrom unittest import mock\nwith mock.patch.dict(sys.modules):\n"
+    "    import ahead\nimport ahead.part\nprint(ahead.part.VALUE)",
+    "found_by_now": "import optional_user\nprint(optional_user.NAME)",
+    "collected": "import gc\nprint(gc.collect())",
+    "del_writes_to_a_kept_file": "import keeps\nfile = open('left.txt', 'w')\nfile.write('left')\n"
+    "keeps.KEPT.append(file)\ndel file",
     "del_of_a_cycle_imports": "class A:\n    def __del__(self):\n        import argparse\n"
     "        print(argparse.__name__)\na = A()\na.itself = a\ndel a",
     "del_as_a_module_ends": "import argparse, late\nlate.a = late.A()",

@@ -267,7 +267,7 @@ async def test_the_locale_that_python_chooses_is_in_the_variables(tmp_path: Path
         home = tmp_path / str(preload_bytes)
         home.mkdir()
         (home / "modules").symlink_to(tmp_path / "modules")
-        async with sandbox(home, names, preload_bytes, LANG="C") as place:
+        async with sandbox(home, names, preload_bytes, LANG="C", LC_CTYPE="C") as place:
             seen.append(await run(place, code))
     cold, warm = seen
     assert (cold.warm, warm.warm) == (False, True), warm
@@ -289,3 +289,45 @@ async def test_an_interpreter_that_is_gone_before_it_is_told_what_to_do(
         assert (seen.stdout, seen.warm) == ("1\n", False)
         assert any("it doesn't start: OSError: no such thing" in one for one in seen.notes), seen
         assert (await run(place, "print(2)")).stdout == "2\n"
+
+
+async def test_an_import_path_that_means_another_folder_elsewhere(tmp_path: Path) -> None:
+    """An interpreter has made it absolute, once; so it serves only where that is the same."""
+    names = modules(tmp_path, nothing="")
+    path = f"{tmp_path / 'modules'}:."
+    async with sandbox(tmp_path, names, PYTHONPATH=path) as place:
+        for folder in ("repo/sub", "repo"):
+            await anyio.Path(tmp_path, folder).mkdir(exist_ok=True)
+        await anyio.Path(tmp_path, "repo/here.py").write_text("print('found')")
+        code = "try:\n    import here\nexcept ImportError as e:\n    print(e)"
+        for where, said, warm in (
+            ("", "found\n", True),
+            ("sub", "No module named 'here'\n", False),
+        ):
+            seen = await place[0].run(
+                Job(
+                    environment=place[1],
+                    path=where,
+                    language="python",
+                    code=code.encode(),
+                    time_limit_s=30.0,
+                    limits=LIMITS,
+                )
+            )
+            assert (seen.stdout, seen.warm) == (said, warm), seen
+        seen = await run(place, "cd sub; echo 'import here' > x.py; python x.py", language="bash")
+        assert "No module named 'here'" in seen.stderr
+        assert not seen.warm
+
+
+@pytest.mark.skipif(not has_fronts(sys.executable), reason="a snippet doesn't see this Python")
+async def test_streams_without_a_buffer_have_none_where_bash_redirects_them(tmp_path: Path) -> None:
+    """What was printed before a program leaves in haste is in the file, in its order."""
+    names = modules(tmp_path, nothing="")
+    code = (
+        "echo 'import os; print(1); os.write(1, b\"2\\n\"); print(3); os._exit(0)' > x.py\n"
+        "python x.py > out; cat out"
+    )
+    async with sandbox(tmp_path, names, PYTHONUNBUFFERED="1") as place:
+        seen = await run(place, code, language="bash")
+        assert (seen.stdout, seen.stderr, seen.warm) == ("1\n2\n3\n", "", True), seen

@@ -29,6 +29,9 @@ MODULES = {
     "ahead/other.py": "import weakref\nclass A:\n    pass\nA.kept = A()\n"
     "weakref.finalize(A.kept, print, 'another')\n",
     "ahead_needs.py": "VALUE = 'needed'\n",
+    "keeps.py": "import sys\nKEPT = []\ndef f(out=sys.stdout, err=sys.stderr):\n    pass\n",
+    "optional_user.py": "try:\n    from optional_thing import NAME\nexcept ImportError:\n"
+    "    NAME = 'none'\n",
     "hears.py": "import ctypes\nHEARD = []\nCALLS = [ctypes.CFUNCTYPE(None)(lambda word=word:"
     " HEARD.append(word)) for word in ('before', 'in the parent', 'in the child')]\n"
     "ctypes.CDLL(None).__register_atfork(*CALLS, None)\n",
@@ -40,6 +43,7 @@ MODULES = {
 }
 FILES = {
     "data.txt": "data\n",
+    "optional_thing.py": "NAME = 'a thing'\n",
     "local_module.py": "NAME = 'local'\n",
     "broken.py": "import json\n\n\ndef f():\n    json.loads('[')\n\n\nf()\n",
     "late.py": "import os\nclass A:\n    def __del__(self, write=os.write):\n"
@@ -53,6 +57,7 @@ FILES = {
     "shadow_dependency/ahead_needs.py": "VALUE = 'a shadow'\n",
 }
 PRELOAD: tuple[str, ...] = ("ahead", "ahead.part", "torch", "ahead.final", "hears")
+PRELOAD += ("keeps", "optional_user")
 PRELOAD += ("logging", "multiprocessing", "argparse", "asyncio", "unittest")
 BASH = """
 cat > temp.py.part <<'END OF PROGRAM'
@@ -240,6 +245,19 @@ def test_one_interpreter_serves_every_folder(place: Place, language: Language) -
         cold, warm = (place.run(how, language, wrap(code), path=path) for how in ("cold", "warm"))
         assert seen(warm) == seen(cold), path
         assert warm.warm, (path, other)
+
+
+@pytest.mark.skipif(not has_fronts(sys.executable), reason="a snippet doesn't see this Python")
+@pytest.mark.parametrize("path", ["./x.py", "lib/../x.py", "link/../x.py", "$PWD/./x.py", "/x.py"])
+def test_a_script_is_called_what_bash_calls_it(place: Place, path: str) -> None:
+    """Nothing is taken out of its path: behind a link, `..` is somewhere else."""
+    code = (
+        "mkdir -p far/lib; ln -sfn far/lib link; echo 'print(__file__, 1 / 0)' > x.py\n"
+        f"echo 'print(__file__, 2)' > far/x.py; python {path}; echo $?"
+    )
+    cold, warm = (place.run(how, "bash", code) for how in ("cold", "warm"))
+    assert seen(warm) == seen(cold)
+    assert warm.warm == (path != "/x.py")
 
 
 @pytest.mark.skipif(not has_fronts(sys.executable), reason="a snippet doesn't see this Python")

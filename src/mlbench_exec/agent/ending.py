@@ -15,6 +15,7 @@ import atexit
 import codecs
 import ctypes
 import gc
+import io
 import sys
 
 from mlbench_exec.agent import finalizers
@@ -52,19 +53,23 @@ class Ending:
         self._said = {"is_all": False}  # to one that nothing else may hold
         atexit.register(self.prepare)  # the first, so that it runs last
         leave = ctypes.PyDLL(None).exit
-        codecs.register(_Last(self._said, leave))  # ends when the program's objects are gone
+        self._last: dict[str, tuple[Any, ...]] = {"streams": ()}  # what it is to flush
+        codecs.register(_Last(self._said, leave, self._last))  # ends after the program's objects
 
     def begin(self, is_exotic: bool) -> None:
         """A program begins here or in a fork; see `terms.is_exotic`."""
         main = sys.modules["__main__"]
         self._main, self._loader = _weakref.ref(main), vars(main).get("__loader__")
         self._streams = id(sys.stdout), id(sys.stderr)
+        streams = [one for one in (sys.stdout, sys.stderr) if isinstance(one, io.TextIOWrapper)]
+        self._last["streams"] = tuple(_weakref.ref(one) for one in streams)
         self.is_exotic = is_exotic
 
     def prepare(self) -> None:
         """At the end of a program, after its own work for the end."""
         if not finalizers.is_the_end():
             return  # the program calls it
+        self._ahead.let_go()
         self._shared.prepare(self._ahead.unchanged())
         self._said["is_all"] = self._succeeds() and self._is_plain()
 
@@ -193,18 +198,36 @@ class _Then:
 class _Last:
     """What Python looks encodings up in, in vain; its own end is the interpreter's."""
 
-    def __init__(self, said: dict[str, bool], leave: Callable[[int], object]) -> None:
-        self._said, self._leave = said, leave
+    def __init__(
+        self,
+        said: dict[str, bool],
+        leave: Callable[[int], object],
+        last: dict[str, tuple[Any, ...]],
+    ) -> None:
+        self._said, self._leave, self._last = said, leave, last
+        self._files = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
+        self._objects, self._type = gc.get_objects, type
         self._collect = gc.collect if sys.version_info >= LAST_COLLECTION else None
 
     def __call__(self, encoding: str) -> None: ...
 
     def __del__(self) -> None:
         # Names of builtins have no meaning any more.
+        if self._said["is_all"] and self._collect is not None:
+            self._collect()
+        self._flush_what_is_kept()
         if self._said["is_all"]:
-            if self._collect is not None:
-                self._collect()
             self._leave(0)
+
+    def _flush_what_is_kept(self) -> None:
+        """Files that would have gone by now, if a module imported ahead didn't hold them."""
+        files = [one() for one in self._last["streams"]]
+        files += [one for one in self._objects() if self._type(one) in self._files]
+        for file in files:
+            try:
+                file.flush()
+            except:  # noqa: E722 - closed, gone, or not to be written to
+                pass
 
 
 def _is_extension_of_others(module: Any) -> bool:

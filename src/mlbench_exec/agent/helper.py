@@ -124,9 +124,9 @@ class Helper:
 
     def _abandon(self, fd: int, poller: select.poll) -> None:
         """A front is gone: it was killed, and its program with it."""
-        poller.unregister(fd)
         for pid, client in self._running.values():
-            if client.fileno() == fd:
+            if client.fileno() == fd:  # or it has just been told that its program is gone, too
+                poller.unregister(fd)
                 os.kill(pid, signal.SIGKILL)
 
 
@@ -169,11 +169,18 @@ def _open_stream(fd: int) -> None:
     """Make one of the three streams anew, as the interpreter makes it when it starts."""
     name = ("stdin", "stdout", "stderr")[fd]
     old = getattr(sys, name)
-    buffer: Any = io.open(fd, "wb" if fd else "rb", -1, closefd=False)  # noqa: SIM115
+    is_unbuffered = fd > 0 and getattr(old, "write_through", False)
+    buffering, mode = 0 if is_unbuffered else -1, "wb" if fd else "rb"
+    buffer: Any = io.open(fd, mode, buffering, closefd=False)  # noqa: SIM115
     raw = getattr(buffer, "raw", buffer)
     raw.name = "<%s>" % name
     stream: Any = io.TextIOWrapper(
-        buffer, old.encoding, old.errors, "\n", old.line_buffering or os.isatty(fd)
+        buffer,
+        old.encoding,
+        old.errors,
+        "\n",
+        not is_unbuffered and (old.line_buffering or os.isatty(fd)),
+        is_unbuffered,
     )
     stream.mode = "w" if fd else "r"
     setattr(sys, name, stream)

@@ -160,7 +160,7 @@ class Interpreter:
             return int(pid1.PID.unpack(self._awaited(pid1.PID.size))[0]), disk_fd
         except (OSError, ValueError, frames.HostGone) as error:
             os.close(disk_fd)
-            raise Refused("it doesn't answer: %r" % error) from None
+            raise Refused("it doesn't answer: %r %s" % (error, _text(self._said()))) from None
         finally:
             for fd in places:
                 os.close(fd)
@@ -322,6 +322,7 @@ class Interpreters:
         self.most_bytes = most_bytes  # 0: none at all
         self._bundle = bundle  # the agent's modules, as they came
         self._warm: dict[str, Interpreter] = {}
+        self._failed: dict[str, int] = {}  # by environment: how many in a row
         self._seen: dict[str, int] = {}  # how many snippets of an environment came before
         self.notes: dict[str, list[str]] = {}  # by environment: what could not be, and why
 
@@ -340,6 +341,8 @@ class Interpreters:
             return None
         if one.language == "bash" and not modules:
             return None  # a front takes longer than what a bare interpreter saves
+        if not _is_the_same_anywhere(one) and (one.language == "bash" or one.cwd != one.workdir):
+            return None
         if name in self._warm:
             self._warm[name] = found = self._warm.pop(name)
             return found if one.language == "python" or found.fronts else None
@@ -354,6 +357,16 @@ class Interpreters:
         finally:
             world.memory_bytes = world.counters.memory_bytes()
         return made if one.language == "python" or made.fronts else None
+
+    def has_failed(self, world: World, name: str, interpreter: Interpreter, why: str) -> None:
+        """It is no more; a second one in a row that serves nobody was the last."""
+        self.drop(world, interpreter)
+        self._failed[name] = self._failed.get(name, 0) + 1
+        if self._failed[name] > 1:
+            self.notes[name] = ["no warm interpreter: two have failed, the last: %s" % why]
+
+    def has_served(self, name: str) -> None:
+        self._failed.pop(name, None)
 
     def drop(self, world: World, interpreter: Interpreter) -> None:
         for name, other in list(self._warm.items()):
@@ -410,6 +423,12 @@ class Interpreters:
             with open("%s/%s" % (base.WARM, name), "w") as file:
                 file.write(source % {"given": given, "folder": base.WARM})
         return base.WARM
+
+
+def _is_the_same_anywhere(one: Program) -> bool:
+    """Whether its import path is: a folder on it that isn't absolute is another one elsewhere."""
+    given = one.variables.get("PYTHONPATH")
+    return not given or all(folder.startswith("/") for folder in given.split(":"))
 
 
 def _make_fronts(name: str, one: Program) -> str | None:

@@ -80,17 +80,19 @@ def _run(
     world: World, interpreters: Interpreters, program: Program, request: dict[str, Any]
 ) -> dict[str, Any]:
     """From a warm interpreter where that makes no difference, else cold."""
-    limits, again = request["limits"], ""
+    limits, again, name = request["limits"], "", request["environment"]["name"]
     interpreter = interpreters.get(world, request["environment"], program)
-    notes = interpreters.notes_of(request["environment"]["name"])
+    notes = interpreters.notes_of(name)
     if interpreter is not None:
         try:
-            return dict(snippet.run(world, program, limits, interpreter)[0], notes=notes)
+            observation = snippet.run(world, program, limits, interpreter)[0]
+            interpreters.has_served(name)
+            return dict(observation, notes=notes)
         except ColdWanted as why:
             again = str(why)
             if limits.get("tell"):  # the host knows what the first run wanted
                 frames.tell_host({"type": "demand", "cpus": 1.0})
         except Refused as why:
             again = "the warm interpreter failed: %s" % why
-            interpreters.drop(world, interpreter)
+            interpreters.has_failed(world, name, interpreter, str(why))
     return dict(snippet.run(world, program, limits)[0], notes=notes, ran_again=again)

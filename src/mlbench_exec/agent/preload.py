@@ -72,6 +72,7 @@ class Recorder:
         self.own_s: dict[str, float] = {}
         self.at_exit: list[Any] = []  # AtExit, or finalizers in the place of one
         self._finalizers_seen = 0
+        self.missed: dict[str, set[str]] = {}  # a module, and what it imported in vain
         self._stack = [ROOT]
         self.finalizers: dict[Any, str] = {}  # of weakref's, by which module each was made
         self._last = 0.0
@@ -113,6 +114,11 @@ class Recorder:
     def _note(self, name: str) -> None:
         self.edges.setdefault(self._stack[-1], {})[name] = None
 
+    def _note_missing(self, name: str, level: int) -> None:
+        top = name.partition(".")[0]
+        if level == 0 and top not in sys.modules:
+            self.missed.setdefault(self._stack[-1], set()).add(top)
+
     def _see_import(
         self,
         name: str,
@@ -121,7 +127,11 @@ class Recorder:
         fromlist: Any = (),
         level: int = 0,
     ) -> Any:
-        result = self._import(name, globals, locals, fromlist, level)
+        try:
+            result = self._import(name, globals, locals, fromlist, level)
+        except ImportError:
+            self._note_missing(name, level)
+            raise
         if level > 0:
             name = _bootstrap._resolve_name(name, _bootstrap._calc___package__(globals), level)
         self._note(name)
@@ -149,7 +159,11 @@ class Recorder:
             self._registered += self._atexit._ncallbacks() - before
 
     def _see_gcd(self, name: str, package: Any = None, level: int = 0) -> Any:
-        module = self._gcd(name, package, level)
+        try:
+            module = self._gcd(name, package, level)
+        except ImportError:
+            self._note_missing(name, level)
+            raise
         self._note(_bootstrap._resolve_name(name, package, level) if level > 0 else name)
         return module
 
@@ -316,6 +330,8 @@ class Ahead:
 
     def show(self, name: str, shown: bool) -> None:
         """Let what imports a hidden module here find it, or no longer."""
+        if name not in self.hidden:
+            return  # it is there anyway
         if shown:
             sys.modules[name] = self.hidden[name]
         else:
@@ -324,7 +340,7 @@ class Ahead:
     def arm(self, charge: Callable[[float], None], refuse: Callable[[str], None]) -> None:
         """Have programs that are forked from now on given modules back. `refuse` doesn't return."""
         self._charge, self._refuse = charge, refuse
-        self.given: list[str] = []
+        self.given: dict[str, Any] = {}
         self.recorder.begin()
         main = type(sys)("__main__")  # one that the collector sees: the old one is frozen
         main.__dict__.clear()
@@ -355,19 +371,28 @@ class Ahead:
     def give_back(self, name: str) -> None:
         if sys.meta_path is None:
             return  # nothing can be imported any more
+        locks: Any = _bootstrap._imp
+        locks.acquire_lock()  # other threads may import at the same time
+        try:
+            if name in self.hidden:
+                self._give_back(name)
+        finally:
+            locks.release_lock()
+
+    def _give_back(self, name: str) -> None:
         wanted = self._closures.get(name) or self.closure(name)
         names = [one for one in wanted if one in self.hidden]
-        reason = self._objection(names)
+        reason = self._loss(wanted) or self._objection(names)
         if reason is not None:
             self._refuse("import %s: %s" % (name, reason))
             return
         hidden, modules = self.hidden, sys.modules
         self._charge(sum(self.recorder.own_s.get(one, 0.0) for one in names))
+        found = {one: hidden.pop(one) for one in names}
         for one in names:
-            modules[one] = hidden.pop(one)
-        self.given += names
-        for one in names:
-            self._attach(one)
+            self._attach(one, found)
+        modules.update(found)  # at once: whoever finds one of them finds all of it
+        self.given.update(found)
         added = [item for one in names for item in self._own_filters.get(one, ())]
         if added:
             _filters()[:0] = added
@@ -378,15 +403,21 @@ class Ahead:
             if one in REFRESHED:
                 self._seen[one] = dict(_namespace(modules[one]))
 
-    def unchanged(self) -> list[str]:
-        """At the end of a program: what it was given and left as it was."""
-        # What holds a stream for good keeps it from being flushed when it goes; and a list, what
-        # the program put into it. The rest is kept: to let go of it would touch it all.
+    def let_go(self) -> None:
+        """At the end of a program: hold nothing that is to go with it.
+
+        What holds a stream for good keeps it from being flushed when it goes; and a list of `sys`,
+        what the program put into it. The rest of `sys` stays remembered, out of the way: to forget
+        it would write to each object's page.
+        """
         self._over = self._seen.pop("sys", {}), self._baseline.pop("sys", (None, {}))[1]
         for name in self._lent:
             for names in self._over:
                 names.pop(name, None)
-        modules = ((name, sys.modules.get(name)) for name in getattr(self, "given", ()))
+
+    def unchanged(self) -> list[str]:
+        """What a program was given and left as it was."""
+        modules = ((name, sys.modules.get(name)) for name in self.given)
         return [
             name
             for name, module in modules
@@ -407,20 +438,27 @@ class Ahead:
         known, address, version = self._versions[name]
         return id(module) == known and self._version_at(address) == version
 
-    def _attach(self, name: str) -> None:
+    def _attach(self, name: str, found: dict[str, Any]) -> None:
         """A package shows those of its modules that are imported, and no others."""
+        module = found[name]
         for child in self._children.get(name, ()):
             short = child.rpartition(".")[2]
-            if (
-                child in self.hidden
-                and _namespace(sys.modules[name]).get(short) is self.hidden[child]
-            ):
-                delattr(sys.modules[name], short)
+            if child in self.hidden and _namespace(module).get(short) is self.hidden[child]:
+                delattr(module, short)
                 self._detached.add(child)
         if name in self._detached:
             parent, _, short = name.rpartition(".")
-            setattr(sys.modules[parent], short, sys.modules[name])
+            owner = found[parent] if parent in found else sys.modules.get(parent)
+            if owner is not None:
+                setattr(owner, short, module)
             self._detached.discard(name)
+
+    def _loss(self, names: Iterable[str]) -> str | None:
+        """What was given back before, and is no longer there for these to find."""
+        for name in names:
+            if name in self.given and sys.modules.get(name) is not self.given[name]:
+                return "%s was taken out of sys.modules before" % name
+        return None
 
     def _objection(self, names: list[str]) -> str | None:
         """What has happened that might have made this import come out differently."""
@@ -432,9 +470,11 @@ class Ahead:
         for name in names:
             if name in sys.modules:
                 return "a module %s of its own was put into sys.modules before" % name
-        shadow = self._shadow()
+        missed = self.recorder.missed
+        tops = self._tops.union(*[missed[name] for name in names if name in missed])
+        shadow = self._shadow(tops)
         if shadow is not None:
-            return "%s comes before the installed module" % shadow
+            return "%s would be found first" % shadow
         # The agent's own modules are Python's, which look at no variables and warn of nothing.
         if is_asked:  # libraries in C import without anybody seeing it
             return self._asked_objection() or self._change(list(sys.modules))
@@ -483,8 +523,8 @@ class Ahead:
         self._follow(names, found)
         return found
 
-    def _shadow(self) -> str | None:
-        """A file on the import path that would be found in place of a module imported ahead."""
+    def _shadow(self, tops: set[str]) -> str | None:
+        """A file on the import path that would be found now, for one of these names."""
         extra, known = [], iter(self._path)
         wanted = next(known, None)
         for entry in sys.path:
@@ -504,7 +544,7 @@ class Ahead:
                 return "%s on sys.path" % folder
             for entry in found:
                 top = entry.name.partition(".")[0]
-                if top not in self._tops:
+                if top not in tops:
                     continue
                 if entry.name != top or os.path.lexists(os.path.join(entry.path, "__init__.py")):
                     return str(entry.path)

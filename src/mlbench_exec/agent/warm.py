@@ -88,9 +88,10 @@ def main(ahead: Any) -> Callable[[], None]:
     for one in (ahead, server.ending):  # nor are these ever taken apart
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(one))
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(vars(one)))
+    _use_huge_pages()
+    gc.collect()  # what all this has left is no program's
     gc.freeze()
     server.arm(order["variables"])
-    _use_huge_pages()
     steps.do(confinement.peak_forgotten())
     frames.write(terms.CHANNEL, {"ready": True, "costs": costs, "places": len(server.places)})
     return server.serve
@@ -141,7 +142,7 @@ class _Server:
     def arm(self, variables: dict[str, str]) -> None:
         """Become what every program starts as: a page that a fork writes to it has to copy."""
         if "LC_CTYPE" in os.environ:  # Python sets it where the locale is C's
-            variables.setdefault("LC_CTYPE", os.environ["LC_CTYPE"])
+            variables["LC_CTYPE"] = os.environ["LC_CTYPE"]
         self._set_variables(variables)
         self.ahead.arm(self._charge, self._refuse)
         self.ending.begin(False)
@@ -279,8 +280,9 @@ class _Server:
         self, folder: str, script: str, arguments: list[str], name: str | None = None
     ) -> None:
         """Have the interpreter go on as `NAME SCRIPT ARGUMENTS…` would in this folder."""
-        path = os.path.join(folder, script) if sys.version_info >= (3, 9) else script
-        data = _wide(os.path.normpath(path) + "\0")
+        is_whole = script.startswith("/") or sys.version_info < (3, 9)
+        path = script if is_whole else "%s/%s" % (folder, script)
+        data = _wide(path + "\0")
         if len(data) > len(self.held):
             raise ValueError("%s is too long" % path)
         as_it_was = bytes(self.held[: len(data)])
