@@ -291,8 +291,9 @@ class _Server:
                 ctypes.memmove(address, data, len(data))
         self.held[: len(data)] = data
         sys.argv[:] = [script, *arguments]  # the same lists, whoever else has them
-        if hasattr(sys, "orig_argv"):
-            sys.orig_argv[:] = [name or sys.orig_argv[0], script, *arguments]
+        original: list[str] | None = vars(sys).get("orig_argv")  # from 3.10 on
+        if original is not None:
+            original[:] = [name or original[0], script, *arguments]
 
 
 class _Telling:
