@@ -264,7 +264,7 @@ class _Server:
         terms.CHARGED.pack_into(self.page, 0, charged + seconds)
 
     def _refuse(self, reason: str) -> None:
-        """Have this snippet run again, cold: there is nothing that it could have changed."""
+        """Have this snippet run again, cold: its view goes, with all but what an rw mount got."""
         text = reason.encode("utf-8", "replace")[: terms.REASON_BYTES - 1]
         self.page[terms.REASON_AT : terms.REASON_AT + len(text) + 1] = text + b"\0"
         terms.STARTS.pack_into(self.page, terms.REFUSED_AT, 1)
