@@ -50,11 +50,10 @@ class Ending:
         self._known = frozenset(modules)
         own = ctypes.PyDLL(None)  # the usual one is the program's as well
         self._ask, self._harmless = own.Py_AtExit, own.Py_IsInitialized
-        self._said = {"is_all": False}  # to one that nothing else may hold
+        self._said: dict[str, Any] = {"is_all": False, "streams": ()}  # to what nothing may hold
         atexit.register(self.prepare)  # the first, so that it runs last
         leave = ctypes.PyDLL(None).exit
-        self._last: dict[str, tuple[Any, ...]] = {"streams": ()}  # what it is to flush
-        codecs.register(_Last(self._said, leave, self._last))  # ends after the program's objects
+        codecs.register(_Last(self._said, leave))  # ends when the program's objects are gone
 
     def begin(self, is_exotic: bool) -> None:
         """A program begins here or in a fork; see `terms.is_exotic`."""
@@ -62,7 +61,7 @@ class Ending:
         self._main, self._loader = _weakref.ref(main), vars(main).get("__loader__")
         self._streams = id(sys.stdout), id(sys.stderr)
         streams = [one for one in (sys.stdout, sys.stderr) if isinstance(one, io.TextIOWrapper)]
-        self._last["streams"] = tuple(_weakref.ref(one) for one in streams)
+        self._said["streams"] = tuple(_weakref.ref(one) for one in streams)
         self.is_exotic = is_exotic
 
     def prepare(self) -> None:
@@ -198,13 +197,8 @@ class _Then:
 class _Last:
     """What Python looks encodings up in, in vain; its own end is the interpreter's."""
 
-    def __init__(
-        self,
-        said: dict[str, bool],
-        leave: Callable[[int], object],
-        last: dict[str, tuple[Any, ...]],
-    ) -> None:
-        self._said, self._leave, self._last = said, leave, last
+    def __init__(self, said: dict[str, Any], leave: Callable[[int], object]) -> None:
+        self._said, self._leave = said, leave
         self._files = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
         self._objects, self._type = gc.get_objects, type
         self._collect = gc.collect if sys.version_info >= LAST_COLLECTION else None
@@ -221,7 +215,7 @@ class _Last:
 
     def _flush_what_is_kept(self) -> None:
         """Files that would have gone by now, if a module imported ahead didn't hold them."""
-        files = [one() for one in self._last["streams"]]
+        files = [one() for one in self._said["streams"]]
         files += [one for one in self._objects() if self._type(one) in self._files]
         for file in files:
             try:
