@@ -1,14 +1,20 @@
 """Clients: what a real server may do to a request, and what becomes of it."""
 
-from collections.abc import Callable
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 
+import anyio
+import anyio.to_thread
 import pytest
 
-from gen.asking import KEY, first_fails, generated, good, lines, outputs, rows
+from gen.asking import KEY, Item, first_fails, generated, good, lines, outputs, rows, service
 from mlbench_exec import InputError, Rejected
+from mlbench_gen import Client, Row, Sampling
 from mlbench_gen.pacing import LONGEST_HOLD_S, Pacer, backoff_s
 from mlbench_gen.testing import Asked, Cut, Fault, Good, Hang, ModelServer, Raw, Response
 
@@ -179,6 +185,35 @@ async def test_a_server_that_refuses_everything_ends_it(fault: Fault) -> None:
     assert KEY not in str(caught.value)
     assert str(fault.status) in str(caught.value)
     assert len(server.log) <= 4
+
+
+@pytest.mark.parametrize("rounds", range(4))
+async def test_the_refusal_is_told_also_where_a_row_comes_at_that_moment(
+    rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the end of the last worker and its group's hearing of it, a row finds nobody."""
+    reading, refused = threading.Event(), threading.Event()
+
+    class Rows:
+        def __iter__(self) -> Iterator[Row]:
+            first, second = rows(2)
+            yield first
+            reading.set()
+            assert refused.wait(60)
+            yield second
+
+    async def answer(client: Client, row: Row) -> Item:
+        assert await anyio.to_thread.run_sync(reading.wait, 60)
+        refused.set()
+        time.sleep(0.2)  # noqa: ASYNC251 - the loop hears of the second row before this goes on
+        for _ in range(rounds):  # which one meets that moment is anyio's business
+            await asyncio.sleep(0)
+        raise InputError(f"refused at {row.id}")
+
+    monkeypatch.setattr(Client, "answer", answer)
+    with ModelServer(good) as server, pytest.raises(InputError, match="refused at 0"):
+        async with Client(Sampling(model="scripted-1"), service(server, concurrency=1)) as client:
+            [_ async for _ in client.generate(Rows())]
 
 
 async def test_a_key_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
