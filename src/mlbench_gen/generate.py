@@ -1,9 +1,9 @@
 """Generate: many rows at once become answers, in a stream that an engine can judge."""
 
-import contextlib
 import hashlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack
 from typing import Self
 
 import anyio
@@ -60,11 +60,11 @@ class Client:
         )
         self._places = anyio.CapacityLimiter(self.service.concurrency)
         self._gives_one = self.service.one_at_a_time  # so much for asking for several at once
-        self._stack = contextlib.AsyncExitStack()
+        self._stack = AsyncExitStack()
         self._tasks: TaskGroup | None = None
 
     async def __aenter__(self) -> Self:
-        async with contextlib.AsyncExitStack() as stack:
+        async with AsyncExitStack() as stack:
             if self._server is None:
                 self._server = await stack.enter_async_context(
                     open_server(self.sampling, self.service)
@@ -251,11 +251,13 @@ class AnswerStream(Handover[Item]):
             for _ in range(self.size):
                 tasks.start_soon(self._work, receive.clone())
             receive.close()
-            # Workers that have all failed take no more: the group raises why, once it has heard.
-            with send, contextlib.suppress(anyio.BrokenResourceError):
+            with send:
                 async for row in _in_thread(self._rows):
                     if record is None or not record.is_complete(row.key):
-                        await send.send(row)
+                        try:
+                            await send.send(row)
+                        except anyio.BrokenResourceError:
+                            break  # all have failed; the group raises why, once it has heard
 
     async def _work(self, receive: MemoryObjectReceiveStream[Row]) -> None:
         with receive:

@@ -18,7 +18,11 @@ COLD = {  # these say so themselves, or are found out and run again: never from 
     "shadowed_dependency",
     "fake_module",
     "modules_put_back",
+    "part_of_a_module_put_back",
     "found_by_now",
+    "found_by_now_in_a_folder",
+    "found_by_now_by_its_spec",
+    "found_by_now_by_what_is_needed",
     "import_hook",
     "import_hook_at_the_end",
     "warnings_as_errors",
@@ -199,7 +203,24 @@ PROGRAMS = {
     "    each.start()\nfor each in threads:\n    each.join()\nprint(seen)",
     "modules_put_back": "import sys\nfrom unittest import mock\nwith mock.patch.dict(sys.modules):\n"
     "    import ahead\nimport ahead.part\nprint(ahead.part.VALUE)",
+    "part_of_a_module_put_back": "import sys\nfrom unittest import mock\n"
+    "with mock.patch.dict(sys.modules):\n    import ahead\nimport ahead.other\n"
+    "print(ahead.other.A.__name__)",
     "found_by_now": "import optional_user\nprint(optional_user.NAME)",
+    "found_by_now_in_a_folder": "import optional_folder_user\nprint(optional_folder_user.NAME)",
+    "found_by_now_by_its_spec": "import optional_spec\nprint(optional_spec.FOUND)",
+    "found_by_now_by_what_is_needed": "import optional_chain\nprint(optional_chain.NAME)",
+    "thread_left_in_a_write": "import os, threading, time\nin_, out = os.pipe()\n"
+    "file = os.fdopen(out, 'wb')\n"
+    "threading.Thread(target=file.write, args=(b'x' * (1 << 20),), daemon=True).start()\n"
+    "time.sleep(0.1)\nprint('end')",
+    "thread_left_with_a_file": "import threading, time\ndef write():\n"
+    "    file = open('left.txt', 'w')\n    file.write('x')\n    time.sleep(60)\n"
+    "threading.Thread(target=write, daemon=True).start()\ntime.sleep(0.1)\nprint('end')",
+    "kinds_compared_at_the_end": "class Kind(type):\n    def __eq__(cls, other):\n"
+    "        raise RuntimeError\n    __hash__ = type.__hash__\nclass A(metaclass=Kind):\n"
+    "    pass\nimport keeps\nkeeps.KEPT.append(A())\nfile = open('left.txt', 'w')\n"
+    "file.write('left')\nkeeps.KEPT.append(file)\ndel file",
     "collected": "import gc\nprint(gc.collect())",
     "del_writes_to_a_kept_file": "import keeps\nfile = open('left.txt', 'w')\nfile.write('left')\n"
     "keeps.KEPT.append(file)\ndel file",

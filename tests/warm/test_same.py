@@ -32,6 +32,13 @@ MODULES = {
     "keeps.py": "import sys\nKEPT = []\ndef f(out=sys.stdout, err=sys.stderr):\n    pass\n",
     "optional_user.py": "try:\n    from optional_thing import NAME\nexcept ImportError:\n"
     "    NAME = 'none'\n",
+    "optional_folder_user.py": "try:\n    from optional_folder.part import NAME\n"
+    "except ImportError:\n    NAME = 'none'\n",
+    "optional_spec.py": "import importlib.util\n"
+    "FOUND = importlib.util.find_spec('optional_thing') is not None\n",
+    "optional_chain.py": "try:\n    from needs_optional import NAME\nexcept ImportError:\n"
+    "    NAME = 'none'\n",
+    "needs_optional.py": "from optional_thing import NAME\n",
     "hears.py": "import ctypes\nHEARD = []\nCALLS = [ctypes.CFUNCTYPE(None)(lambda word=word:"
     " HEARD.append(word)) for word in ('before', 'in the parent', 'in the child')]\n"
     "ctypes.CDLL(None).__register_atfork(*CALLS, None)\n",
@@ -44,6 +51,7 @@ MODULES = {
 FILES = {
     "data.txt": "data\n",
     "optional_thing.py": "NAME = 'a thing'\n",
+    "optional_folder/part.py": "NAME = 'a part'\n",
     "local_module.py": "NAME = 'local'\n",
     "broken.py": "import json\n\n\ndef f():\n    json.loads('[')\n\n\nf()\n",
     "late.py": "import os\nclass A:\n    def __del__(self, write=os.write):\n"
@@ -57,7 +65,7 @@ FILES = {
     "shadow_dependency/ahead_needs.py": "VALUE = 'a shadow'\n",
 }
 PRELOAD: tuple[str, ...] = ("ahead", "ahead.part", "torch", "ahead.final", "hears")
-PRELOAD += ("keeps", "optional_user")
+PRELOAD += ("keeps", "optional_user", "optional_folder_user", "optional_spec", "optional_chain")
 PRELOAD += ("logging", "multiprocessing", "argparse", "asyncio", "unittest")
 BASH = """
 cat > temp.py.part <<'END OF PROGRAM'
@@ -270,6 +278,18 @@ def test_a_program_called_by_bash_has_its_descriptors(place: Place) -> None:
     )
     cold, warm = (place.run(how, "bash", code) for how in ("cold", "warm"))
     assert (warm.stdout, warm.stderr) == (cold.stdout, cold.stderr) == ("3\n4\n5\n6\n7\n8\n", "")
+    assert warm.warm
+
+
+@pytest.mark.skipif(not has_fronts(sys.executable), reason="a snippet doesn't see this Python")
+def test_a_redirected_stream_that_a_module_keeps_is_flushed(place: Place) -> None:
+    """The module that was imported ahead holds the stream before, which goes the same way."""
+    code = (
+        "echo 'import keeps; print(1, file=keeps.f.__defaults__[0])' > x.py\n"
+        "python x.py > out; cat out"
+    )
+    cold, warm = (place.run(how, "bash", code) for how in ("cold", "warm"))
+    assert (warm.stdout, warm.stderr) == (cold.stdout, cold.stderr) == ("1\n", "")
     assert warm.warm
 
 

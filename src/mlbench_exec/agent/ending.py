@@ -50,7 +50,8 @@ class Ending:
         self._known = frozenset(modules)
         own = ctypes.PyDLL(None)  # the usual one is the program's as well
         self._ask, self._harmless = own.Py_AtExit, own.Py_IsInitialized
-        self._said: dict[str, Any] = {"is_all": False, "streams": ()}  # to what nothing may hold
+        # To what nothing else may hold.
+        self._said: dict[str, Any] = {"is_all": False, "is_alone": False, "streams": ()}
         atexit.register(self.prepare)  # the first, so that it runs last
         leave = ctypes.PyDLL(None).exit
         codecs.register(_Last(self._said, leave))  # ends when the program's objects are gone
@@ -61,7 +62,7 @@ class Ending:
         self._main, self._loader = _weakref.ref(main), vars(main).get("__loader__")
         self._streams = id(sys.stdout), id(sys.stderr)
         streams = [one for one in (sys.stdout, sys.stderr) if isinstance(one, io.TextIOWrapper)]
-        self._said["streams"] = tuple(_weakref.ref(one) for one in streams)
+        self._said["streams"] += tuple(_weakref.ref(one) for one in streams)
         self.is_exotic = is_exotic
 
     def prepare(self) -> None:
@@ -70,6 +71,7 @@ class Ending:
             return  # the program calls it
         self._ahead.let_go()
         self._shared.prepare(self._ahead.unchanged())
+        self._said["is_alone"] = not _thread._count()
         self._said["is_all"] = self._succeeds() and self._is_plain()
 
     def _succeeds(self) -> bool:
@@ -103,7 +105,7 @@ class Ending:
 
     def _is_plain(self) -> bool:
         """Whether nothing waits for the interpreter's last breath: no thread, no code in C."""
-        if _thread._count() or gc.get_debug() or gc.callbacks:
+        if not self._said["is_alone"] or gc.get_debug() or gc.callbacks:
             return False
         if sys.gettrace() is not None or sys.getprofile() is not None:
             return False
@@ -214,9 +216,19 @@ class _Last:
             self._leave(0)
 
     def _flush_what_is_kept(self) -> None:
-        """Files that would have gone by now, if a module imported ahead didn't hold them."""
+        """Files that would have gone by now, if a module imported ahead didn't hold them.
+
+        What a thread that is left holds, Python leaves alone, and it may be locked for good.
+        """
         files = [one() for one in self._said["streams"]]
-        files += [one for one in self._objects() if self._type(one) in self._files]
+        text, written, both = self._files
+        try:
+            for one in self._objects() if self._said["is_alone"] else ():
+                kind = self._type(one)  # compared by identity: `==` may be a program's own
+                if kind is text or kind is written or kind is both:
+                    files.append(one)
+        except:  # noqa: E722 - no memory
+            pass
         for file in files:
             try:
                 file.flush()

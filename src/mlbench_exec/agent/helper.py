@@ -169,8 +169,8 @@ def _open_stream(fd: int) -> None:
     """Make one of the three streams anew, as the interpreter makes it when it starts."""
     name = ("stdin", "stdout", "stderr")[fd]
     old = getattr(sys, name)
-    is_unbuffered = fd > 0 and getattr(old, "write_through", False)
-    buffering, mode = 0 if is_unbuffered else -1, "wb" if fd else "rb"
+    is_unbuffered = getattr(old, "write_through", False)
+    buffering, mode = 0 if is_unbuffered and fd else -1, "wb" if fd else "rb"
     buffer: Any = io.open(fd, mode, buffering, closefd=False)  # noqa: SIM115
     raw = getattr(buffer, "raw", buffer)
     raw.name = "<%s>" % name

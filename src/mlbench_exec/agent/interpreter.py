@@ -160,7 +160,8 @@ class Interpreter:
             return int(pid1.PID.unpack(self._awaited(pid1.PID.size))[0]), disk_fd
         except (OSError, ValueError, frames.HostGone) as error:
             os.close(disk_fd)
-            raise Refused("it doesn't answer: %r %s" % (error, _text(self._said()))) from None
+            what = "it doesn't answer: %r %s" % (error, _text(self._said()))
+            raise Refused(what.rstrip()) from None
         finally:
             for fd in places:
                 os.close(fd)

@@ -90,6 +90,7 @@ def _run(
             return dict(observation, notes=notes)
         except ColdWanted as why:
             again = str(why)
+            interpreters.has_served(name)
             if limits.get("tell"):  # the host knows what the first run wanted
                 frames.tell_host({"type": "demand", "cpus": 1.0})
         except Refused as why:

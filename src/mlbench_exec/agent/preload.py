@@ -25,7 +25,8 @@ STREAMS = {"stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__"}
 # Of importlib's own modules: what `import importlib` changes, and what we replace meanwhile.
 IMPORTLIB = ("_frozen_importlib", "_frozen_importlib_external")
 IMPORTLIB_CHANGES = {"__name__", "__package__", "__file__", "__loader__", "_find_and_load"}
-REPLACED = {"_load_unlocked", "_gcd_import", "__import__"}
+REPLACED = {"_load_unlocked", "_gcd_import", "_find_spec", "__import__"}
+REPLACED_IN = ("builtins", "importlib.util", *IMPORTLIB)
 REFRESHED = {"numpy.random", "torch", "multiprocessing.process", "logging"}
 UNFINISHED = {
     "__main__",
@@ -82,8 +83,10 @@ class Recorder:
         builtins = _modules["builtins"]
         self._import = builtins.__import__
         self._load, self._gcd = _bootstrap._load_unlocked, _bootstrap._gcd_import
+        self._find = _bootstrap._find_spec
         builtins.__import__ = self._see_import
         _bootstrap._load_unlocked, _bootstrap._gcd_import = self._see_load, self._see_gcd
+        self._have_found_by(self._see_find)
         __import__("atexit")
         self._atexit = _modules["atexit"]
         self._register = self._atexit.register
@@ -96,6 +99,12 @@ class Recorder:
         builtins = _modules["builtins"]
         builtins.__import__ = self._import
         _bootstrap._load_unlocked, _bootstrap._gcd_import = self._load, self._gcd
+        self._have_found_by(self._find)
+
+    def _have_found_by(self, find: Callable[..., Any]) -> None:
+        _bootstrap._find_spec = find
+        if "importlib.util" in _modules:  # it has the function under a name of its own
+            _modules["importlib.util"]._find_spec = find
 
     def lap(self) -> None:
         now = time.perf_counter()
@@ -114,10 +123,11 @@ class Recorder:
     def _note(self, name: str) -> None:
         self.edges.setdefault(self._stack[-1], {})[name] = None
 
-    def _note_missing(self, name: str, level: int) -> None:
-        top = name.partition(".")[0]
-        if level == 0 and top not in sys.modules:
-            self.missed.setdefault(self._stack[-1], set()).add(top)
+    def _see_find(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        spec = self._find(name, *args, **kwargs)
+        if spec is None and "." not in name:
+            self.missed.setdefault(self._stack[-1], set()).add(name)
+        return spec
 
     def _see_import(
         self,
@@ -127,11 +137,7 @@ class Recorder:
         fromlist: Any = (),
         level: int = 0,
     ) -> Any:
-        try:
-            result = self._import(name, globals, locals, fromlist, level)
-        except ImportError:
-            self._note_missing(name, level)
-            raise
+        result = self._import(name, globals, locals, fromlist, level)
         if level > 0:
             name = _bootstrap._resolve_name(name, _bootstrap._calc___package__(globals), level)
         self._note(name)
@@ -159,11 +165,7 @@ class Recorder:
             self._registered += self._atexit._ncallbacks() - before
 
     def _see_gcd(self, name: str, package: Any = None, level: int = 0) -> Any:
-        try:
-            module = self._gcd(name, package, level)
-        except ImportError:
-            self._note_missing(name, level)
-            raise
+        module = self._gcd(name, package, level)
         self._note(_bootstrap._resolve_name(name, package, level) if level > 0 else name)
         return module
 
@@ -175,8 +177,9 @@ class Recorder:
         except BaseException:
             self.lap()
             self._stack.pop()
-            failed = self.edges.pop(spec.name, {})  # what it did import stays imported
-            self.edges.setdefault(self._stack[-1], {}).update(failed)
+            # What it did import stays imported, and what it looked for may be why it failed.
+            self.edges.setdefault(self._stack[-1], {}).update(self.edges.pop(spec.name, {}))
+            self.missed.setdefault(self._stack[-1], set()).update(self.missed.pop(spec.name, ()))
             raise
         self.lap()
         self._stack.pop()
@@ -190,6 +193,7 @@ class Ahead:
     def __init__(self, baseline: dict[str, Any]) -> None:
         self.recorder = Recorder()
         self.hidden: dict[str, Any] = {}
+        self.given: dict[str, Any] = {}
         self._baseline = {name: (one, dict(_namespace(one))) for name, one in baseline.items()}
         self._first_filters = list(_filters())
         self._first_folders = set(sys.path_importer_cache)
@@ -260,7 +264,7 @@ class Ahead:
         problems = []
         for name, (module, before) in self._baseline.items():
             for key in _changes(name, before, _namespace(module)):
-                is_ours = key in REPLACED and name in ("builtins", *IMPORTLIB)
+                is_ours = key in REPLACED and name in REPLACED_IN
                 if not is_ours and sys.modules.get("%s.%s" % (name, key)) is None:
                     problems.append("changes %s.%s" % (name, key))
         return problems
@@ -340,7 +344,6 @@ class Ahead:
     def arm(self, charge: Callable[[float], None], refuse: Callable[[str], None]) -> None:
         """Have programs that are forked from now on given modules back. `refuse` doesn't return."""
         self._charge, self._refuse = charge, refuse
-        self.given: dict[str, Any] = {}
         self.recorder.begin()
         main = type(sys)("__main__")  # one that the collector sees: the old one is frozen
         main.__dict__.clear()
@@ -380,7 +383,8 @@ class Ahead:
             locks.release_lock()
 
     def _give_back(self, name: str) -> None:
-        wanted = self._closures.get(name) or self.closure(name)
+        # Not only what is hidden: what was given before may be gone.
+        wanted = self._closures.get(name) or self._reached([name])
         names = [one for one in wanted if one in self.hidden]
         reason = self._loss(wanted) or self._objection(names)
         if reason is not None:
@@ -391,7 +395,7 @@ class Ahead:
         found = {one: hidden.pop(one) for one in names}
         for one in names:
             self._attach(one, found)
-        modules.update(found)  # at once: whoever finds one of them finds all of it
+        modules.update(found)  # at once: whoever finds one of them finds the others
         self.given.update(found)
         added = [item for one in names for item in self._own_filters.get(one, ())]
         if added:
@@ -471,8 +475,7 @@ class Ahead:
             if name in sys.modules:
                 return "a module %s of its own was put into sys.modules before" % name
         missed = self.recorder.missed
-        tops = self._tops.union(*[missed[name] for name in names if name in missed])
-        shadow = self._shadow(tops)
+        shadow = self._shadow(set().union(*[missed[name] for name in names if name in missed]))
         if shadow is not None:
             return "%s would be found first" % shadow
         # The agent's own modules are Python's, which look at no variables and warn of nothing.
@@ -523,8 +526,11 @@ class Ahead:
         self._follow(names, found)
         return found
 
-    def _shadow(self, tops: set[str]) -> str | None:
-        """A file on the import path that would be found now, for one of these names."""
+    def _shadow(self, missed: set[str]) -> str | None:
+        """What the import path has now that would be found for a hidden name or a missed one.
+
+        A folder without `__init__.py` comes after everything else: of missed names alone it is one.
+        """
         extra, known = [], iter(self._path)
         wanted = next(known, None)
         for entry in sys.path:
@@ -544,10 +550,12 @@ class Ahead:
                 return "%s on sys.path" % folder
             for entry in found:
                 top = entry.name.partition(".")[0]
-                if top not in tops:
-                    continue
-                if entry.name != top or os.path.lexists(os.path.join(entry.path, "__init__.py")):
-                    return str(entry.path)
+                if top not in missed:
+                    if top not in self._tops:
+                        continue
+                    if entry.name == top and not os.path.lexists(entry.path + "/__init__.py"):
+                        continue
+                return str(entry.path)
         return None
 
 
