@@ -129,10 +129,17 @@ def test_a_run_that_failed_is_no_figure() -> None:
 
 
 def test_slots_are_held_by_what_starts_in_them() -> None:
-    """Behind the first third of the starts, up to the last one, whatever the order."""
-    assert slots.held([8, 0, 4, 2, 6, 5], slots=2, sleep_s=2) == pytest.approx(3 * 2 / (2 * 4))
-    one = slots.Measured(concurrency=2, count=3, share=0.96, floor=0.9, wall_s=1)
-    summary = slots.summarize([one])
+    """The last of the starts count, up to the very last one, whatever the order."""
+    starts = [8, 0, 4, 2, 6, 5]
+    assert slots.held(starts, 3, slots=2, sleep_s=2) == pytest.approx(3 * 2 / (2 * 4))
+    assert slots.held(starts, 6, slots=2, sleep_s=2) == pytest.approx(5 * 2 / (2 * 8))
+    one = slots.Measured(concurrency=2, count=3, ahead=2, share=0.96, floor=0.9, wall_s=1)
+    opening = slots.Measured(concurrency=2, count=3, ahead=0, share=0.5, floor=0.9, wall_s=1)
+    summary = slots.summarize([one, opening])
+    assert [figure.name for figure in summary.figures] == [
+        "5 sleeps, 2 at once",
+        "3 sleeps, 2 at once",
+    ]
     assert met(summary) == {"slots hold a snippet, 3 sleeps, 2 at once": True}
     assert "bare Pythons 90.0%" in summary.figures[0].note
 

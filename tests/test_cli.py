@@ -2,6 +2,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterable
@@ -14,7 +15,7 @@ from click.testing import CliRunner, Result
 
 import mlbench_exec.backends.choice
 from mlbench_exec.cli import default_name, main, parse_only
-from mlbench_exec.command import exit_code
+from mlbench_exec.command import INCOMPLETE, exit_code
 from mlbench_exec.errors import InputError
 from mlbench_exec.options import with_limits
 from mlbench_exec.run import Outcome
@@ -400,3 +401,17 @@ def test_interrupting_it_leaves_a_run_to_continue(tmp_path: Path, signum: signal
     assert list(temporary.iterdir()) == []
     (verdict,) = (tmp_path / "run" / "verdicts.jsonl").read_text().splitlines()
     assert json.loads(verdict)["status"] == "passed"
+
+
+def test_a_machine_without_room_for_a_thread_is_told_as_one() -> None:
+    """What Python raises then becomes words, not a trace of calls."""
+    code = (
+        "import resource, threading\nfrom mlbench_exec.command import Failures\n"
+        "threading.stack_size(1 << 30)\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
+        "with Failures():\n    threading.Thread(target=print).start()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == INCOMPLETE
+    assert ended.stderr.startswith("mlbench-exec: no thread can be started here: raise the limit")
+    assert "Traceback" not in ended.stderr

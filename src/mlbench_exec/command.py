@@ -36,6 +36,7 @@ __all__ = [
 
 OK, INCOMPLETE, BAD_INPUT, NO_BACKEND, INTERRUPTED = 0, 1, 2, 3, 130
 PLAIN_WIDTH = 120
+NO_THREAD = "can't start new thread"  # Python's words, of a RuntimeError
 UNUSABLE_PATH = {errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR}
 
 T = TypeVar("T")
@@ -107,6 +108,13 @@ class Failures:
         if isinstance(error, OSError) and error.errno in UNUSABLE_PATH:
             say(f"{self._program}: {error.filename}: {error.strerror}: name another path")
             sys.exit(BAD_INPUT)
+        if isinstance(error, RuntimeError) and str(error) == NO_THREAD:
+            say(
+                f"{self._program}: no thread can be started here: raise the limit on processes "
+                "(`ulimit -u`, or the job's or container's) or lower --concurrency; the same "
+                "command continues"
+            )
+            sys.exit(INCOMPLETE)
 
 
 def interruptible(work: Callable[[], Awaitable[T]]) -> T:
