@@ -335,8 +335,8 @@ def test_what_sleeps_is_looked_at_less_often() -> None:
     assert tick_s(False, True, 9) == tick_s(True, False, 9) == 0.01
 
 
-SLEEP = b"import threading, time\n%s\ntime.sleep(2)"
-BESIDE = b"threading.Thread(target=time.sleep, args=(2,)).start()"
+SLEEP = b"import threading, time\n%s\ntime.sleep(1.5)"
+BESIDE = b"threading.Thread(target=time.sleep, args=(1.5,)).start()"
 
 
 def pauses(pid: int) -> int:
@@ -360,7 +360,7 @@ AWAKENED = b"""
 import sys, time
 time.sleep(0.8)
 some = b"x" * (400 << 20)
-time.sleep(1)
+time.sleep(9)
 print(len(some))
 """
 
@@ -389,7 +389,7 @@ async def test_who_takes_too_much_after_a_sleep_is_stopped(workdir: str, warm: b
 @pytest.mark.slow
 @pytest.mark.asyncio
 async def test_an_agent_looks_less_often_where_limits_are_kept_meanwhile(workdir: str) -> None:
-    """At a single thread, a dozen times in two seconds; at two threads, forty times."""
+    """At a single thread, some ten times in a second and a half; at two threads, thirty times."""
     here = Environment(name="a", github_ids=(1,), repo="a", workdir=workdir, python=PYTHON)
     limits = Limits(memory_bytes=256 << 20)
     seen: dict[bytes, int] = {}
@@ -406,7 +406,7 @@ async def test_an_agent_looks_less_often_where_limits_are_kept_meanwhile(workdir
             assert (await sandbox.run(job, lambda cpus: None)).exit_code == 0
             seen[beside] = pauses(agent) - before
         await sandbox.aclose()
-    assert seen[b""] < 28 <= 36 <= seen[BESIDE], seen
+    assert 1.5 * seen[b""] < seen[BESIDE], seen
 
 
 def test_version_2_tells_cpu_time_in_cpu_stat(tmp_path: Path) -> None:

@@ -303,28 +303,40 @@ def inits() -> set[int]:
 
 @pytest.mark.parametrize("warm", [False, True])
 @pytest.mark.asyncio
-async def test_an_init_that_is_killed_is_missed_at_once(workdir: str, how: str, warm: bool) -> None:
+async def test_an_init_that_is_killed_is_missed_at_once(
+    workdir: str, how: str, warm: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Nobody else keeps open what it would have told on: it isn't the snippet's own limit."""
-    async with opened(workdir, warm=warm) as place, anyio.create_task_group() as group:
+    out = tmp_path_factory.mktemp("out")
+    out.chmod(0o777)
+    mounts = (Mount(source=str(out), target="/home/mlbench/out", mode="rw"),)
+    async with (
+        opened(workdir, warm=warm, mounts=mounts) as place,
+        anyio.create_task_group() as group,
+    ):
         await run(place, "pass")
         before = inits()
 
         def kill() -> None:
             until = time.monotonic() + 10
-            while not inits() - before and time.monotonic() < until:
-                time.sleep(0.05)
-            time.sleep(0.3)  # until the snippet has started
+            while not (out / "started").exists() and time.monotonic() < until:
+                time.sleep(0.01)
             for pid in inits() - before:
                 os.kill(pid, signal.SIGKILL)
 
         group.start_soon(anyio.to_thread.run_sync, kill)
-        with pytest.raises(SandboxFailed, match="init process died"), anyio.fail_after(10):
-            await run(place, "import time; time.sleep(15)")
+        code = "open('/home/mlbench/out/started', 'w'); import time; time.sleep(15)"
+        with pytest.raises(SandboxFailed, match="init process died"), anyio.fail_after(14):
+            await run(place, code)
 
 
 @pytest.mark.asyncio
-async def test_a_warm_snippet_leaves_no_memory_behind(workdir: str, how: str) -> None:
+async def test_a_warm_snippet_leaves_no_memory_behind(
+    workdir: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What it wrote goes with it: the interpreter it was forked from has nothing of it open."""
+    old, long = "LET_GO_WITHIN_S = 1.0", "LET_GO_WITHIN_S = 9.0"
+    await anyio.to_thread.run_sync(alter_agent, monkeypatch, "snippet", old, long)
     async with opened(workdir, warm=True) as place:
         for _ in range(3):
             seen = await run(place, "open('/tmp/x', 'wb').write(b'x' * (64 << 20))")
@@ -332,7 +344,7 @@ async def test_a_warm_snippet_leaves_no_memory_behind(workdir: str, how: str) ->
             assert place[0].reusable
             before = anyio.current_time()
             await run(place, "pass")
-            assert anyio.current_time() - before < 0.9  # it would be waited for
+            assert anyio.current_time() - before < 8  # it would be waited for
 
 
 def test_magic_links_lead_nowhere(tmp_path: Path) -> None:

@@ -252,11 +252,18 @@ async def test_a_named_pipe_waits_for_its_writer(tmp_path: Path) -> None:
         await collect(read_submissions(fifo))
     assert scope.cancelled_caught
     items = read_submissions(fifo)
+
+    def open_to_write() -> int | None:
+        try:
+            return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # nobody reads yet
+            return None
+
     async with anyio.create_task_group() as group:
 
         async def write() -> None:
-            await anyio.sleep(0.02)
-            descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+            while (descriptor := open_to_write()) is None:  # noqa: ASYNC110 - a pipe sends no event
+                await anyio.sleep(0.01)
             os.write(descriptor, LINE)
             os.close(descriptor)
 

@@ -20,6 +20,7 @@ from mlbench_exec.testing.fakes import FakeBackend
 @click.command()
 @click.option("--rogue", type=click.Path(path_type=Path), default=None)
 @click.option("--grace", type=float, default=3.0)
+@click.option("--cap", type=float, default=10.0)
 @click.option("--patience", type=float, default=120.0)
 @click.option("--progress", "progress_s", type=float, default=10.0)
 @click.option("--fake", is_flag=True, help="Execute nothing: what would run exits with 0.")
@@ -35,6 +36,7 @@ from mlbench_exec.testing.fakes import FakeBackend
 def main(
     rogue: Path | None,
     grace: float,
+    cap: float,
     patience: float,
     progress_s: float,
     fake: bool,
@@ -55,7 +57,7 @@ def main(
     if steps:
         step_clock()
     with command.Failures():
-        limits = Limits(memory_bytes=parse_size(memory), wall_cap_factor=10.0)
+        limits = Limits(memory_bytes=parse_size(memory), wall_cap_factor=cap)
         settings = Settings(
             dataset=dataset,
             environments_file=environments,

@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from conftest import agents_of
 from faults.scene import Scene, driver, make_rogue, plan
-from mlbench_exec.backends import agent_sandbox
+from mlbench_exec.backends import agent_sandbox, cgroups
 from mlbench_exec.backends.local import LocalBackend
 from mlbench_exec.engine import Engine
 from mlbench_exec.environments import Environment, Environments, Mount
@@ -68,6 +69,7 @@ def judge(
     backend: Backend,
     *codes: str,
     path: str = "./",
+    time_limit_s: float = 1.0,
     **environment: Any,
 ) -> list[Outcome]:
     """What becomes of these outputs in one environment."""
@@ -78,7 +80,7 @@ def judge(
     one = Environment(name="one", github_ids=(1,), repo="one", **fields)
     sample = Sample(github_id=1, id=1, repository="r", path=path, arguments={}, type="Python")
     engine = Engine(
-        Settings(limits=LIMITS, concurrency=1, time_limit_s=1.0, patience_s=0.3),
+        Settings(limits=LIMITS, concurrency=1, time_limit_s=time_limit_s, patience_s=0.3),
         samples={sample.key: sample},
         environments=Environments((one,)),
         backend=backend,
@@ -102,13 +104,27 @@ def test_f8_an_agent_that_always_fails(
     mode: str, portal: BlockingPortal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever it sends, three sandboxes are tried, and the output stays unjudged with why."""
-    if mode == "mute":
-        monkeypatch.setattr(agent_sandbox, "START_TIMEOUT_S", 1.0)
+    probe, add = LocalBackend._probe, cgroups.Group.add
+
+    async def probe_then_hurry(backend: LocalBackend) -> None:
+        await probe(backend)  # of a real agent
+        for name in ("ANSWER_GRACE_S", "FIRST_RUN_GRACE_S", "WARM_GRACE_S"):
+            monkeypatch.setattr(agent_sandbox, name, 0.2)
+        if mode == "mute":
+            monkeypatch.setattr(agent_sandbox, "START_TIMEOUT_S", 0.3)
+
+    def add_late(group: cgroups.Group, pid: int) -> None:
+        time.sleep(0.3)
+        add(group, pid)
+
+    monkeypatch.setattr(LocalBackend, "_probe", probe_then_hurry)
+    if mode == "absent":  # it has ended by then
+        monkeypatch.setattr(cgroups.Group, "add", add_late)
     rogue = make_rogue(tmp_path / "agents")
     plan(rogue, f"always-{mode}")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     backend = LocalBackend(limits=LIMITS, agent_python=str(rogue))
-    (reason,) = reasons(judge(portal, tmp_path, backend, "print(1)"))
+    (reason,) = reasons(judge(portal, tmp_path, backend, "print(1)", time_limit_s=0.3))
     assert reason.startswith("3 sandboxes failed; the last: ")
     assert MODES[mode] in reason or (mode == "absent" and "input is closed" in reason)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
@@ -120,7 +136,7 @@ def test_f8_agents_that_fail_now_and_then(tmp_path: Path) -> None:
     rogue = make_rogue(tmp_path / "agents")
     started = {"mute", "absent", "endless"}  # they have no good result first, or take long
     plan(rogue, *(f"later-{mode}" for mode in MODES if mode not in started))
-    scene = Scene(tmp_path, program=driver("--rogue", rogue))
+    scene = Scene(tmp_path, program=driver("--rogue", rogue, "--cap", "2"))
     scene.finish()
     attempts = [line["attempts"] for line in scene.command.verdicts()]
     assert sum(number > 1 for number in attempts) >= 6

@@ -104,7 +104,7 @@ def test_f7_torn_and_corrupted_journals(undisturbed: Scene, tmp_path: Path) -> N
 
 def test_f10_two_runs_in_one_folder(tmp_path: Path) -> None:
     """The second is refused by name, and does the first no harm."""
-    scene = Scene(tmp_path, "--concurrency", "2", "--time-limit", "4", nap_s=0.5, count=20)
+    scene = Scene(tmp_path, "--concurrency", "2", nap_s=0.2, count=15)
     first, log = scene.command.start(), scene.command.log
     with scene.command.held_at(first, 3):
         scene.command.log = tmp_path / "second.txt"

@@ -38,11 +38,20 @@ class Terminal:
                 return
             self._pieces.append(piece)
 
-    def text(self) -> str:
-        """Close it, and return what a person saw, without colours."""
+    async def shows(self, text: str) -> None:
+        with anyio.fail_after(10):
+            while text not in self.text():  # noqa: ASYNC110 - a thread reads
+                await anyio.sleep(0.01)
+
+    def close(self) -> str:
+        """What a person saw until the end."""
         self.stream.close()
         self._thread.join(10)
         os.close(self._reader)
+        return self.text()
+
+    def text(self) -> str:
+        """What a person saw so far, without colours."""
         return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", b"".join(self._pieces).decode())
 
 
@@ -64,12 +73,12 @@ async def test_a_terminal_gets_a_bar_with_tokens_by_the_second(terminal: Termina
     tally = tally_at(now)
     tally.rows, tally.under_way = 8, 2
     async with shown(tally, terminal.stream):
-        await anyio.sleep(0.05)
+        await terminal.shows("0/8")
         now[0], tally.done = 2.0, 3
         tally.replied(ANSWERED)
-        await anyio.sleep(0.3)
+        await terminal.shows("3/8")
         tally.done, tally.under_way = 8, 0
-    seen = terminal.text()
+    seen = terminal.close()
     assert "\n" not in seen.rstrip("\r\n")  # one line, written again and again
     states = [part for part in seen.split("\r") if part.strip()]
     assert any("0/8" in part for part in states)
@@ -85,12 +94,17 @@ async def test_elsewhere_lines_are_plain_and_rare(
     monkeypatch.setattr("mlbench_gen.progress.LINE_EVERY_S", 0.1)
     tally = Tally()
     tally.rows = 8
-    with (tmp_path / "log").open("w+") as stream:
+    log = anyio.Path(tmp_path, "log")
+    started = anyio.current_time()
+    with (tmp_path / "log").open("w") as stream:
         async with shown(tally, stream):
-            await anyio.sleep(0.25)
-        stream.seek(0)
-        written = stream.read()
-    assert written == "answered 0/8\n" * 2
+            with anyio.fail_after(10):
+                # The file system sends no event.
+                while (await log.read_text()).count("\n") < 3:  # noqa: ASYNC110
+                    await anyio.sleep(0.01)
+    lines = (await log.read_text()).splitlines()
+    assert set(lines) == {"answered 0/8"}
+    assert len(lines) <= (anyio.current_time() - started) / 0.1
 
 
 class Gone(io.StringIO):
@@ -124,7 +138,7 @@ def test_a_preparation_shows_how_much_is_left(terminal: Terminal) -> None:
         progress.expect(3)
         progress.tell("alpha", "prepared")
         progress.tell("[red]beta", "unchanged")
-    seen = terminal.text()
+    seen = terminal.close()
     assert "alpha: prepared" in seen
     assert "[red]beta: unchanged" in seen
     assert "2/3" in seen

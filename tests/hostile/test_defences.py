@@ -6,6 +6,7 @@ switch for it in the product.
 
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -309,13 +310,19 @@ def test_without_an_output_bound_there_is_no_verdict(stand: Stand) -> None:
         stand.run(house, "12_floods_stderr.py")
 
 
+def sleepers(house: House) -> list[str]:
+    return [name for name in host.processes_of(house.folder) if "sleep" in name]
+
+
 def test_without_the_kill_a_survivor_lives_on(stand: Stand) -> None:
     """Without the kill of its init, what a snippet left running runs on after its verdict."""
     for without, expected in ((with_everything, 0), (without_process_kill, 2)):
         with stand.house("local", without) as house:
             _, verdict = stand.run(house, "20_nohup.sh")
             assert verdict.status == "passed"
-            left = [name for name in host.processes_of(house.folder) if "sleep" in name]
+            until = time.monotonic() + 10
+            while len(left := sleepers(house)) != expected and time.monotonic() < until:
+                time.sleep(0.05)  # some have been forked, and executed nothing yet
             assert len(left) == expected, left
 
 

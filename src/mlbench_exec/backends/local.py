@@ -6,6 +6,7 @@ import pwd
 import shutil
 import sys
 import tempfile
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from subprocess import PIPE
@@ -221,7 +222,8 @@ class LocalBackend:
             sandbox = AgentSandbox(_ChildStream(process, group, spare))
             try:
                 if group is not None:
-                    await anyio.to_thread.run_sync(group.add, process.pid)
+                    with suppress(ProcessLookupError):  # it has ended: what it said comes below
+                        await anyio.to_thread.run_sync(group.add, process.pid)
 
                 def make_setup(hello: wire.Hello) -> wire.Setup:
                     return wire.Setup(

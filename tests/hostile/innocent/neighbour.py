@@ -1,7 +1,7 @@
 # An innocent program that uses a bit of everything; WHO is its name.
 import hashlib, os, socket, subprocess, threading, time
 from multiprocessing import shared_memory
-until = time.monotonic() + 0.3
+until = time.monotonic() + 0.15
 with open("README.md", "a") as file: file.write("WHO")
 for folder in "/tmp", "/dev/shm", os.environ["HOME"]:
     with open(folder + "/own", "x") as file: file.write("WHO")
