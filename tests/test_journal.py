@@ -142,7 +142,10 @@ async def test_two_verdicts_on_one_output_are_never_written(tmp_path: Path) -> N
     async with Journal(tmp_path, manifest()) as journal:
         with pytest.raises(ValueError, match="already has a verdict"):
             await journal.append(verdict(1))
-    assert (tmp_path / "verdicts.jsonl").read_text().count("\n") == 1
+        with pytest.raises(ValueError, match="already has a verdict"):
+            await journal.append(verdict(2), verdict(1))
+        await journal.append(verdict(2))  # the other of those wasn't written
+    assert [one.id for one in await recorded(tmp_path)] == [1, 2]
 
 
 @pytest.mark.asyncio
@@ -310,18 +313,18 @@ async def test_a_full_disk_leaves_whole_lines(
         really_write = os.write
 
         def fill(fd: int, data: bytes) -> int:
-            if len(data) < 50:
+            if len(data) < 50:  # the first of two lines has gone by then
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return really_write(fd, data[:30])
 
         with monkeypatch.context() as patched:
             patched.setattr(os, "write", fill)
             with pytest.raises(RunFolderError, match=r"verdicts\.jsonl: No space left .*make room"):
-                await journal.append(verdict(2))
+                await journal.append(verdict(2), verdict(3))
         assert (tmp_path / "verdicts.jsonl").read_bytes().count(b"\n") == 1
         assert (tmp_path / "verdicts.jsonl").read_bytes().endswith(b"\n")
-        await journal.append(verdict(2))
-    assert [one.id for one in await recorded(tmp_path)] == [1, 2]
+        await journal.append(verdict(2), verdict(3))
+    assert [one.id for one in await recorded(tmp_path)] == [1, 2, 3]
 
 
 @pytest.mark.asyncio

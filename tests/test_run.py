@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from mlbench_exec.cli import main
 from mlbench_exec.dry_run import DryRun, Planned, dry_run
 from mlbench_exec.errors import InputError, RunFolderError, SandboxFailed
+from mlbench_exec.journal.files import Lines
 from mlbench_exec.run import Evaluation, Outcome, Selection
 from mlbench_exec.sandbox import Job, Limits, Observation
 from mlbench_exec.settings import Settings
@@ -480,6 +481,24 @@ async def test_an_interrupted_run_continues_as_if_nothing_had_been(
         if not options:
             executed = sum(status in {"passed", "failed"} for status in known.values())
             assert len(rest.jobs) == outcome.summary.timings.executed - executed
+
+
+@pytest.mark.asyncio
+async def test_verdicts_that_come_together_share_a_write(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What needs no sandbox comes as fast as it can be read: not a write each."""
+    writes: list[int] = []
+    append = Lines.append
+
+    def counted(lines: Lines, content: bytes) -> None:
+        writes.append(content.count(b"\n"))
+        append(lines, content)
+
+    monkeypatch.setattr(Lines, "append", counted)
+    await place.judge([line(1, *[""] * 200), line(2, *[""] * 200)])
+    assert sum(writes) == len(place.verdicts()) == 400
+    assert len(writes) <= 40
 
 
 @pytest.mark.asyncio

@@ -41,6 +41,23 @@ class Handover(Generic[T]):
                 raise failure from None
             raise StopAsyncIteration from None
 
+    async def gathered(self, most: int, within_s: float) -> list[T]:
+        """The next items: one, and up to `most` that come within so long after it; none at the end.
+
+        Raises as iterating does.
+        """
+        try:
+            items = [await anext(self)]
+        except StopAsyncIteration:
+            return []
+        with anyio.move_on_after(within_s):
+            while len(items) < most:
+                try:
+                    items.append(await self._receive.receive())
+                except (anyio.EndOfStream, anyio.ClosedResourceError):
+                    break  # the next call tells how it ended
+        return items
+
     async def aclose(self) -> None:
         """Stop early: nothing more is begun, and what is under way is ended."""
         self._scope.cancel()

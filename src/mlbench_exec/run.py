@@ -69,6 +69,9 @@ WEIGHTS_SHOWN = 5
 GOLD = "the dataset's own answers"
 GIB = 1 << 30
 START_TOLD_EVERY_S = 10.0
+# Verdicts that share a write: of many by rules alone, or of what ends within so short a time.
+WRITTEN_AT_ONCE = 256
+WRITTEN_WITHIN_S = 0.02
 EMPTY_HASH = output_hash("")
 
 
@@ -277,15 +280,17 @@ class Evaluation:
                 await journal.append_unjudged(bad_row)
                 tally.add_unjudged(bad_row)
             stream = engine.stream(self._source(engine, journal), judged=self._judged)
-            async for outcome in stream:
-                if isinstance(outcome, Verdict):
-                    await journal.append(outcome)
-                    _count(tally, outcome)
-                    progress.judged(outcome)
-                else:
-                    unjudged += 1
-                    await journal.append_unjudged(outcome)
-                    tally.add_unjudged(outcome)
+            while outcomes := await stream.gathered(WRITTEN_AT_ONCE, WRITTEN_WITHIN_S):
+                verdicts = [one for one in outcomes if isinstance(one, Verdict)]
+                others = [one for one in outcomes if isinstance(one, Unjudged)]
+                await journal.append(*verdicts)
+                await journal.append_unjudged(*others)
+                unjudged += len(others)
+                for verdict in verdicts:
+                    _count(tally, verdict)
+                    progress.judged(verdict)
+                for other in others:
+                    tally.add_unjudged(other)
                     progress.unjudged()
                 if engine.not_warm.keys() - journal.manifest.not_warm.keys():
                     await journal.set_not_warm(engine.not_warm)

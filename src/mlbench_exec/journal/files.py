@@ -44,20 +44,21 @@ class Lines:
         if self._whole_bytes and not _ends_a_line(self.path):
             self.append(b"\n")
 
-    def append(self, line: bytes) -> None:
+    def append(self, lines: bytes) -> None:
+        """Whole lines: all of them, or an `OSError`, as a `RunFolderError`, and none."""
         with self._lock, explained(self.path, "write"):
             fd = self._opened()
             if os.fstat(fd).st_size != self._whole_bytes:
                 os.ftruncate(fd, self._whole_bytes)
             try:
-                rest = memoryview(line)
+                rest = memoryview(lines)
                 while rest:
                     rest = rest[os.write(fd, rest) :]
             except OSError:
                 with suppress(OSError):  # if this fails too, the next append tries again
                     os.ftruncate(fd, self._whole_bytes)
                 raise
-            self._whole_bytes += len(line)
+            self._whole_bytes += len(lines)
             self._unsynced = True
 
     def sync(self) -> None:

@@ -8,7 +8,7 @@ import fcntl
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Self, TypeVar
 
@@ -153,30 +153,32 @@ class Journal:
         if error_type is None and self._sync_error is not None:
             raise self._sync_error
 
-    async def append(self, verdict: Verdict) -> None:
-        """Write one verdict; when this returns, it outlives this process (not yet the machine).
+    async def append(self, *verdicts: Verdict) -> None:
+        """Write verdicts; when this returns, they outlive this process (not yet the machine).
 
-        Raises `RunFolderError` when the disk refuses it (the file then ends with the last whole
-        line), and `ValueError` for a second verdict on one output. On cancellation the line is
-        there whole or not at all.
+        Raises `RunFolderError` when the disk refuses them (the file then ends as before), and
+        `ValueError` for a second verdict on one output. On cancellation they are there or not at
+        all.
         """
         self._raise_sync_error()
-        self._seen.add(verdict.github_id, verdict.id, verdict.index)
-        written = False
+        added: list[Verdict] = []
         try:
-            await self._append(self._verdicts, _encode(verdict))
-            written = True
+            for verdict in verdicts:
+                self._seen.add(verdict.github_id, verdict.id, verdict.index)
+                added.append(verdict)
+            await self._append(self._verdicts, verdicts)
+            added.clear()
         except anyio.get_cancelled_exc_class():
-            written = True  # perhaps: a second one must not follow in this run
+            added.clear()  # perhaps they are: a second one must not follow in this run
             raise
         finally:
-            if not written:
+            for verdict in added:
                 self._seen.discard(verdict.github_id, verdict.id, verdict.index)
 
-    async def append_unjudged(self, unjudged: Unjudged) -> None:
-        """Write why an output has no verdict. The file starts empty in each run."""
+    async def append_unjudged(self, *unjudged: Unjudged) -> None:
+        """Write why outputs have no verdict. The file starts empty in each run."""
         self._raise_sync_error()
-        await self._append(self._unjudged, _encode(unjudged))
+        await self._append(self._unjudged, unjudged)
 
     async def keep(self, row: Submission) -> None:
         """Write a row that standard input gave, which nobody could read again."""
@@ -208,9 +210,11 @@ class Journal:
             self.manifest = msgspec.structs.replace(self.manifest, not_warm=merged)
             await self._in_thread(self._write_manifest)
 
-    async def _append(self, lines: Lines, line: bytes) -> None:
-        await self._in_thread(lambda: lines.append(line))
-        self._dirty.set()
+    async def _append(self, lines: Lines, outcomes: Sequence[Verdict | Unjudged]) -> None:
+        if outcomes:
+            content = b"".join(map(_encode, outcomes))
+            await self._in_thread(lambda: lines.append(content))
+            self._dirty.set()
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         """One blocking call at a time, seen through to its end also on cancellation."""
