@@ -22,7 +22,7 @@ def measure(*, quick: bool = False) -> list[Measured]:
     """Sleeps of a second, so that the CPUs are no part of it, if there are enough of them."""
     if quick:
         return [_at(4, 8, 8, sleep_s=0.2)]
-    sizes = [(32, 512, 256), (128, 512, 1024), (128, 3072, 1024), (128, 512, 0)]
+    sizes = [(32, 512, 256), (128, 512, 2048), (128, 2048, 2048), (128, 512, 0)]
     return [_at(concurrency, count, ahead) for concurrency, count, ahead in sizes]
 
 
