@@ -403,13 +403,15 @@ def test_interrupting_it_leaves_a_run_to_continue(tmp_path: Path, signum: signal
     assert json.loads(verdict)["status"] == "passed"
 
 
-def test_a_machine_without_room_for_a_thread_is_told_as_one() -> None:
-    """What Python raises then becomes words, not a trace of calls."""
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_machine_without_room_for_a_thread_is_told_as_one(alone: bool) -> None:
+    """What Python raises then becomes words, not a trace of calls, from a task group as well."""
     code = (
         "import resource, threading\nfrom mlbench_exec.command import Failures\n"
         "threading.stack_size(1 << 30)\n"
         "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
-        "with Failures():\n    threading.Thread(target=print).start()\n"
+        "with Failures():\n  try:\n    threading.Thread(target=print).start()\n"
+        f"  except RuntimeError as e:\n    raise e if {alone} else ExceptionGroup('x', [e])\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert ended.returncode == INCOMPLETE

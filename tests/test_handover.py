@@ -63,6 +63,16 @@ async def test_nothing_is_lost_as_the_time_runs_out() -> None:
     assert taken == list(range(400))
 
 
+async def test_what_was_taken_is_given_to_who_is_cancelled_meanwhile() -> None:
+    """It could be written still, as a run's verdicts are."""
+    async with driven(Numbers(1, 2, 60.0)) as numbers:
+        with anyio.move_on_after(0.05) as scope:
+            assert await numbers.gathered(9, 0.2) == [1, 2]
+            with anyio.CancelScope(shield=True):
+                await numbers.aclose()
+        assert scope.cancel_called
+
+
 async def test_a_failure_comes_after_what_came_before_it() -> None:
     """It is raised once, bare."""
     async with driven(Numbers(1, 2, failure=KeyError("x"))) as numbers:

@@ -108,13 +108,19 @@ class Failures:
         if isinstance(error, OSError) and error.errno in UNUSABLE_PATH:
             say(f"{self._program}: {error.filename}: {error.strerror}: name another path")
             sys.exit(BAD_INPUT)
-        if isinstance(error, RuntimeError) and str(error) == NO_THREAD:
+        if _lacks_a_thread(error):
             say(
                 f"{self._program}: no thread can be started here: raise the limit on processes "
                 "(`ulimit -u`, or the job's or container's) or lower --concurrency; the same "
                 "command continues"
             )
             sys.exit(INCOMPLETE)
+
+
+def _lacks_a_thread(error: BaseException | None) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return any(_lacks_a_thread(one) for one in error.exceptions)
+    return isinstance(error, RuntimeError) and str(error) == NO_THREAD
 
 
 def interruptible(work: Callable[[], Awaitable[T]]) -> T:

@@ -42,15 +42,16 @@ class Handover(Generic[T]):
             raise StopAsyncIteration from None
 
     async def gathered(self, most: int, within_s: float) -> list[T]:
-        """The next items: one, and up to `most` that come within so long after it; none at the end.
+        """The next items, at most so many: one, and what comes within so long after it.
 
-        Raises as iterating does.
+        None at the end. Raises as iterating does. A cancellation from outside waits for that long:
+        what was taken is given.
         """
         try:
             items = [await anext(self)]
         except StopAsyncIteration:
             return []
-        with anyio.move_on_after(within_s):
+        with anyio.move_on_after(within_s, shield=True):
             while len(items) < most:
                 try:
                     items.append(await self._receive.receive())

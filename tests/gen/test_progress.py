@@ -52,7 +52,9 @@ class Terminal:
 
     def text(self) -> str:
         """What a person saw so far, without colours."""
-        return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", b"".join(self._pieces).decode())
+        return re.sub(
+            r"\x1b\[[0-9;?]*[a-zA-Z]", "", b"".join(self._pieces).decode(errors="replace")
+        )
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ COLD = {  # these say so themselves, or are found out and run again: never from 
     "found_by_now_in_a_folder",
     "found_by_now_by_its_spec",
     "found_by_now_by_what_is_needed",
+    "found_by_now_unbroken",
     "import_hook",
     "import_hook_at_the_end",
     "warnings_as_errors",
@@ -210,6 +211,8 @@ PROGRAMS = {
     "found_by_now_in_a_folder": "import optional_folder_user\nprint(optional_folder_user.NAME)",
     "found_by_now_by_its_spec": "import optional_spec\nprint(optional_spec.FOUND)",
     "found_by_now_by_what_is_needed": "import optional_chain\nprint(optional_chain.NAME)",
+    "found_by_now_unbroken": "import optional_broken\nprint(optional_broken.NAME)",
+    "what_is_only_there_to_record": "import records\nprint(records.find('nothing_here', None))",
     "thread_left_in_a_write": "import os, threading, time\nin_, out = os.pipe()\n"
     "file = os.fdopen(out, 'wb')\n"
     "threading.Thread(target=file.write, args=(b'x' * (1 << 20),), daemon=True).start()\n"

@@ -39,6 +39,10 @@ MODULES = {
     "optional_chain.py": "try:\n    from needs_optional import NAME\nexcept ImportError:\n"
     "    NAME = 'none'\n",
     "needs_optional.py": "from optional_thing import NAME\n",
+    "optional_broken.py": "try:\n    from broken_here import NAME\nexcept ImportError:\n"
+    "    NAME = 'none'\n",
+    "broken_here.py": "raise ImportError('no library')\n",
+    "records.py": "from importlib._bootstrap import _find_spec as find\n",
     "hears.py": "import ctypes\nHEARD = []\nCALLS = [ctypes.CFUNCTYPE(None)(lambda word=word:"
     " HEARD.append(word)) for word in ('before', 'in the parent', 'in the child')]\n"
     "ctypes.CDLL(None).__register_atfork(*CALLS, None)\n",
@@ -52,6 +56,7 @@ FILES = {
     "data.txt": "data\n",
     "optional_thing.py": "NAME = 'a thing'\n",
     "optional_folder/part.py": "NAME = 'a part'\n",
+    "broken_here.py": "NAME = 'whole'\n",
     "local_module.py": "NAME = 'local'\n",
     "broken.py": "import json\n\n\ndef f():\n    json.loads('[')\n\n\nf()\n",
     "late.py": "import os\nclass A:\n    def __del__(self, write=os.write):\n"
@@ -66,6 +71,7 @@ FILES = {
 }
 PRELOAD: tuple[str, ...] = ("ahead", "ahead.part", "torch", "ahead.final", "hears")
 PRELOAD += ("keeps", "optional_user", "optional_folder_user", "optional_spec", "optional_chain")
+PRELOAD += ("optional_broken", "records")
 PRELOAD += ("logging", "multiprocessing", "argparse", "asyncio", "unittest")
 BASH = """
 cat > temp.py.part <<'END OF PROGRAM'

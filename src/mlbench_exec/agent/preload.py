@@ -83,10 +83,12 @@ class Recorder:
         builtins = _modules["builtins"]
         self._import = builtins.__import__
         self._load, self._gcd = _bootstrap._load_unlocked, _bootstrap._gcd_import
-        self._find = _bootstrap._find_spec
+        self._find, self._seeing = _bootstrap._find_spec, self._see_find
         builtins.__import__ = self._see_import
         _bootstrap._load_unlocked, _bootstrap._gcd_import = self._see_load, self._see_gcd
-        self._have_found_by(self._see_find)
+        for name in ("_frozen_importlib", "importlib.util"):
+            if name in _modules:
+                _modules[name]._find_spec = self._seeing
         __import__("atexit")
         self._atexit = _modules["atexit"]
         self._register = self._atexit.register
@@ -99,12 +101,9 @@ class Recorder:
         builtins = _modules["builtins"]
         builtins.__import__ = self._import
         _bootstrap._load_unlocked, _bootstrap._gcd_import = self._load, self._gcd
-        self._have_found_by(self._find)
-
-    def _have_found_by(self, find: Callable[..., Any]) -> None:
-        _bootstrap._find_spec = find
-        if "importlib.util" in _modules:  # it has the function under a name of its own
-            _modules["importlib.util"]._find_spec = find
+        for module in list(_modules.values()):  # importlib.util has it, and others may
+            if _namespace(module).get("_find_spec") is self._seeing:
+                module._find_spec = self._find
 
     def lap(self) -> None:
         now = time.perf_counter()
@@ -121,13 +120,19 @@ class Recorder:
             self._finalizers_seen = len(finalize._registry)
 
     def _note(self, name: str) -> None:
+        if not self._stack:
+            return  # a module kept what is only there to record
         self.edges.setdefault(self._stack[-1], {})[name] = None
 
     def _see_find(self, name: str, *args: Any, **kwargs: Any) -> Any:
         spec = self._find(name, *args, **kwargs)
-        if spec is None and "." not in name:
-            self.missed.setdefault(self._stack[-1], set()).add(name)
+        if spec is None:
+            self._note_missed(name)
         return spec
+
+    def _note_missed(self, name: str) -> None:
+        if self._stack and "." not in name:
+            self.missed.setdefault(self._stack[-1], set()).add(name)
 
     def _see_import(
         self,
@@ -180,6 +185,7 @@ class Recorder:
             # What it did import stays imported, and what it looked for may be why it failed.
             self.edges.setdefault(self._stack[-1], {}).update(self.edges.pop(spec.name, {}))
             self.missed.setdefault(self._stack[-1], set()).update(self.missed.pop(spec.name, ()))
+            self._note_missed(spec.name)  # another of that name may not fail
             raise
         self.lap()
         self._stack.pop()

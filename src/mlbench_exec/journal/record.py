@@ -14,6 +14,7 @@ from typing import Annotated, Self, TypeVar
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 import anyio.to_thread
 import msgspec
 
@@ -157,8 +158,8 @@ class Journal:
         """Write verdicts; when this returns, they outlive this process (not yet the machine).
 
         Raises `RunFolderError` when the disk refuses them (the file then ends as before), and
-        `ValueError` for a second verdict on one output. On cancellation they are there or not at
-        all.
+        `ValueError` for a second verdict on one output. A cancelled scope waits for that; where
+        asyncio itself cancels, they are there or not at all.
         """
         self._raise_sync_error()
         added: list[Verdict] = []
@@ -213,8 +214,10 @@ class Journal:
     async def _append(self, lines: Lines, outcomes: Sequence[Verdict | Unjudged]) -> None:
         if outcomes:
             content = b"".join(map(_encode, outcomes))
-            await self._in_thread(lambda: lines.append(content))
+            with anyio.CancelScope(shield=True):  # what somebody took is written
+                await self._in_thread(lambda: lines.append(content))
             self._dirty.set()
+            await anyio.lowlevel.checkpoint_if_cancelled()
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         """One blocking call at a time, seen through to its end also on cancellation."""
