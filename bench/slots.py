@@ -58,8 +58,8 @@ def held(starts_s: Iterable[float], count: int, slots: int, sleep_s: float) -> f
     """
     starts = sorted(starts_s)
     begin, end = starts[max(0, len(starts) - 1 - count)], starts[-1]
-    count = sum(start > begin for start in starts)
-    return count * sleep_s / (slots * (end - begin))
+    started = sum(start > begin for start in starts)
+    return started * sleep_s / (slots * (end - begin))
 
 
 def summarize(measured: list[Measured]) -> Summary:

@@ -32,7 +32,7 @@ github_ids = [1]
 workdir = "{workdir}"
 """
 START_WITHIN_S = 60.0
-END_WITHIN_S = 15.0
+END_WITHIN_S = 5.0
 
 
 def play(job: Job) -> Observation | Exception:
