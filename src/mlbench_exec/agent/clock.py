@@ -28,6 +28,8 @@ class FairClock:
     def __init__(self) -> None:
         self.busy = 0.0  # share of waiting, lately
         self.ran_s = 0.0
+        self.stalled_s = 0.0  # in which the program could have run and was not let
+        self.uncertain_s = 0.0  # what that may be wrong by; next to nothing where nobody was there
         self._parallel = 0.0  # threads that ran or waited to, lately
         self._wall_s = 0.0
         self._stolen_s = 0.0
@@ -86,6 +88,9 @@ class FairClock:
         self._wall_s += dt
         self._stolen_s += stolen
         self._floor_s += used / cpus
+        self.stalled_s = max(0.0, min(self._stolen_s, self._wall_s - self._floor_s))
+        slack = min(SLACK_S + SLACK * self._needed_s, self.stalled_s)
+        self.uncertain_s = slack + 2 * self._sampled.deviation_s + self._unknown_s
 
     def _at_least(self, dt: float, worked_s: float, runners: int, is_complete: bool) -> float:
         """How many threads were ready lately at least, whatever was seen at the looks.
@@ -99,17 +104,6 @@ class FairClock:
     def is_sampling(self) -> bool:
         """Whether the result depends on how often one looks."""
         return self.busy >= BUSY and self._single_s == 0
-
-    @property
-    def stalled_s(self) -> float:
-        """Time in which the program could have run and was not let."""
-        return max(0.0, min(self._stolen_s, self._wall_s - self._floor_s))
-
-    @property
-    def uncertain_s(self) -> float:
-        """What `stalled_s` may be wrong by; next to nothing where nobody else wanted to run."""
-        slack = min(SLACK_S + SLACK * self._needed_s, self.stalled_s)
-        return slack + 2 * self._sampled.deviation_s + self._unknown_s
 
 
 class Sampled:

@@ -101,6 +101,7 @@ _NUMBERS = {
     "write": (1, 64),
 }
 _MACHINES = ("x86_64", "aarch64")
+_MACHINE = os.uname().machine
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -120,14 +121,13 @@ def _check(result: int, call: str) -> int:
 
 
 def machine() -> str:
-    return os.uname().machine
+    return _MACHINE
 
 
 def number_of(name: str) -> int:
-    try:
-        return _NUMBERS[name][_MACHINES.index(machine())]
-    except ValueError:
-        raise Refused(errno.ENOSYS, "%s on %s" % (name, machine())) from None
+    if machine() not in _MACHINES:
+        raise Refused(errno.ENOSYS, "%s on %s" % (name, machine()))
+    return _NUMBERS[name][_MACHINES.index(machine())]
 
 
 def call(name: str, *args: Any) -> tuple[int, int]:

@@ -90,15 +90,19 @@ class Meter:
         counters: Counters,
         proc: str = "/proc",
         now: Callable[[], float] = time.monotonic,
+        pids_in: int | None = None,
     ) -> None:
+        """`pids_in`: a descriptor of a /proc of processes alone, which is sooner listed."""
         self.cpus = cpus
         self.clock = FairClock()
         self._own = own_pids
         self._counters = counters
         self._proc = proc
+        self._pids_in: int | str = proc if pids_in is None else pids_in
         self._now = now
         self._look = Look({}, 0, 0, 0, 0, 0, cpus)
         self._sleeper: Sleeper | None = None
+        self._own_files: dict[int, int] = {}  # descriptors of what tells their times, by pid
         self._newborn = NEW  # what is assumed of a thread that wasn't there before
         self._deep = 0  # nanoseconds in which threads counted as ready in uninterruptible sleep
         self._has_missed = False  # a thread that ended while it was looked at
@@ -150,7 +154,7 @@ class Meter:
         dt = now - self._last
         if dt < shortest_s:
             return False
-        self.let_go()
+        self._wake()
         before, self._look, self._last = self._look, self._take_look(int(dt * 1e9)), now
         look = self._look
         used, own_waited = self._take_usage()
@@ -206,7 +210,12 @@ class Meter:
         return True
 
     def let_go(self) -> None:
-        """Close what was opened to look at a sleeper."""
+        """Close what was opened to look."""
+        self._wake()
+        while self._own_files:
+            os.close(self._own_files.popitem()[1])
+
+    def _wake(self) -> None:
         if self._sleeper is not None:
             self._sleeper.close()
             self._sleeper = None
@@ -270,7 +279,7 @@ class Meter:
     def pids(self) -> list[int]:
         return [
             int(name)
-            for name in os.listdir(self._proc)
+            for name in os.listdir(self._pids_in)
             if name.isdigit() and int(name) not in self._own
         ]
 
@@ -278,7 +287,13 @@ class Meter:
         """What the agent ran and waited itself, nanoseconds."""
         ran = waited = 0
         for pid in self._own:
-            fields = _read("%s/%d/schedstat" % (self._proc, pid)).split()
+            if pid not in self._own_files:
+                try:
+                    path = "%s/%d/schedstat" % (self._proc, pid)
+                    self._own_files[pid] = os.open(path, os.O_RDONLY)
+                except OSError:
+                    continue
+            fields = _again(self._own_files[pid]).split()
             if len(fields) >= 2:
                 ran, waited = ran + int(fields[0]), waited + int(fields[1])
         return ran, waited
@@ -472,7 +487,9 @@ class Counters:
         self._ooms = _open(memory, "memory.events") or _open(memory, "memory.oom_control")
         self._failures = _open(memory, "memory.failcnt")  # version 1 alone, as the next three
         self._most = _open(memory, "memory.max_usage_in_bytes")
-        self._limit = _open(memory, "memory.limit_in_bytes")
+        self._charge = _open(memory, "memory.usage_in_bytes") or _open(memory, "memory.current")
+        limit = _read(memory + "/memory.limit_in_bytes") if memory else b""
+        self._limit = int(limit or 0)
         self._kernel = _open(memory, "memory.kmem.usage_in_bytes")
         self._pids = _open(pids, "pids.events")
         self._usage = _open(folders.get("cpuacct"), "cpuacct.usage")  # version 1
@@ -493,7 +510,7 @@ class Counters:
 
     def has_met_limit(self) -> bool:
         """Version 1: whether this cgroup was ever full. After that its limit tells no more."""
-        return 0 < _number(self._limit) - NEARLY_BYTES <= _number(self._most)
+        return 0 < self._limit - NEARLY_BYTES <= _number(self._most)
 
     def pids_refused(self) -> int:
         return _field(self._pids, b"max")
@@ -507,6 +524,10 @@ class Counters:
             return int(os.pread(self._usage, 32, 0))
         except (OSError, ValueError):
             return None
+
+    def is_surely_below(self, limit: int) -> bool:
+        """Whether all that is charged, cached pages as well, is no more; soon known if it is so."""
+        return 0 < _number(self._charge) <= limit
 
     def memory_bytes(self) -> int:
         """Anonymous and shared memory: what can't be dropped like a file's cached pages."""

@@ -85,8 +85,8 @@ class Forker:
         if failure is not None:
             raise refused(failure)
 
-    def start(self, report: int, before: Steps, steps: Steps, execution: Execution) -> int:
-        """Take the steps `before`, then fork a snippet that takes its own and executes a program.
+    def start(self, report: int, before: Steps, execution: Execution) -> int:
+        """Take the steps `before`, then fork a snippet, which takes the execution's.
 
         The first fork after the steps before is to be a pid namespace's first. Return its init's
         pid; OSError if there is none. The init tells on `report`, and why there is no program is
@@ -94,8 +94,8 @@ class Forker:
         """
         if self._code is None or not self._forks or report > LAST_CHARACTER:
             self.do(before)
-            return _fork_twice(report) or execution.become(steps)
-        self._code.fill(before, steps + execution.steps, NOTHING)
+            return _fork_twice(report) or execution.become()
+        self._code.fill(before, execution.steps, NOTHING)
         self._prepare(report, BORROWING, BORROWING)
         pid = self._code.fork_below()
         if self._code.place.lost:

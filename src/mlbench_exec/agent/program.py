@@ -129,6 +129,8 @@ class Start:
         self._world, self._has_python = world, has_python
         self._proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)  # a snippet has its own there
         self._confinements: dict[tuple[int, ...], Steps] = {}
+        self._asked: tuple[object, ...] = ()  # what the execution was last made from
+        self._execution: Execution
         # When memory runs out, it goes before anything else on this machine.
         first_to_go = writing(self._proc, "self/oom_score_adj", b"1000")
         if world.nested:  # read-only: /proc/sys obeys the user id, not capabilities
@@ -158,6 +160,18 @@ class Start:
         )
         return first + settling + self._confinement(limits, 0 if helper_at is None else 1)
 
+    def execution(
+        self, one: Program, limits: dict[str, Any], cwd: int, out: int, err: int, report: int
+    ) -> Execution:
+        """All that a fork has to do; the last one again, where all but the script is the same."""
+        path, argv = one.command()
+        asked = path, argv, one.variables, limits, cwd, out, err, report
+        if asked != self._asked:
+            before = self.steps(limits, cwd, out, err)
+            self._execution = Execution(one, path, argv, before, report, err)
+            self._asked = asked
+        return self._execution
+
     def _confinement(self, limits: dict[str, Any], beside: int) -> Steps:
         """The snippet's limits, and every right given up, for all that is executed from here on.
 
@@ -172,19 +186,26 @@ class Start:
 
 
 class Execution:
-    """Telling that a program starts, executing it, and what is to say where that failed."""
+    """All steps of a fork that executes a program, and what is to say where one fails."""
 
-    def __init__(self, one: Program, report: int, err: int) -> None:
-        self._language, self._report, self._err = one.language, report, err
-        self._path, argv = one.command()
+    def __init__(
+        self,
+        one: Program,
+        path: str,
+        argv: list[str | bytes],
+        before: Steps,
+        report: int,
+        err: int,
+    ) -> None:
+        self._language, self._path, self._report, self._err = one.language, path, report, err
         strings = [word if isinstance(word, bytes) else os.fsencode(word) for word in argv]
         pairs = [os.fsencode("%s=%s" % pair) for pair in one.variables.items()]
         news = ctypes.create_string_buffer(TOLD.pack(STARTED, 0, 0), TOLD.size)
-        path = os.fsencode(self._path)
-        execution = Step("execve", path, _pointers(strings), _pointers(pairs), said=EXECUTION)
-        if any(b"\0" in word for word in (path, *strings, *pairs)):
+        file = os.fsencode(path)
+        execution = Step("execve", file, _pointers(strings), _pointers(pairs), said=EXECUTION)
+        if any(b"\0" in word for word in (file, *strings, *pairs)):
             execution = Step("dup3", 0, 0, 0, said=EXECUTION)  # invalid as well
-        self.steps = Steps(
+        self.steps = before + Steps(
             Step("clock_gettime", kernel.CLOCK_MONOTONIC, address(news) + TOLD.size - 16),
             Step("write", report, news, TOLD.size),
             execution,
@@ -203,10 +224,10 @@ class Execution:
             why = os.strerror(error) if step.call == EXECUTION else "embedded null byte"
             os.write(self._err, ("mlbench-exec: %s: %s\n" % (self._language, why)).encode())
 
-    def become(self, before: Steps) -> NoReturn:
+    def become(self) -> NoReturn:
         """In a fork: become the snippet."""
         try:
-            failure = work_off(before + self.steps)
+            failure = work_off(self.steps)
             if failure is not None:
                 self.explain(failure)
         except BaseException as error:  # noqa: BLE001 - the agent must hear of anything at all

@@ -96,7 +96,7 @@ def _enter_namespaces(world: World, spec: dict[str, Any]) -> None:
         steps.do(user_mapped(uid, uid, uid, uid))
     if spec["own_network"]:
         _bring_up_loopback()
-    _become_pid_1()
+    world.pids_in = _become_pid_1()
     if spec["own_network"]:
         _forget_closed_connections()
     world.own_pids = {1}
@@ -105,8 +105,11 @@ def _enter_namespaces(world: World, spec: dict[str, Any]) -> None:
     world.homeward = entered(surroundings.namespaces())
 
 
-def _become_pid_1() -> None:
-    """Fork into the new pid namespace; the parent only waits, and dies with its child."""
+def _become_pid_1() -> int | None:
+    """Fork into the new pid namespace; the parent only waits, and dies with its child.
+
+    Return a descriptor of a /proc that has its processes and nothing else (Linux 5.8 on).
+    """
     child = os.fork()
     if child:
         for fd in (frames.IN, frames.OUT):
@@ -115,7 +118,14 @@ def _become_pid_1() -> None:
         os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+    pids_in = None
+    try:
+        steps.do(steps.Steps(steps.mounting("proc", "/proc", flags, "subset=pid")))
+        pids_in = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        pass  # it would only be sooner listed
     steps.do(steps.Steps(steps.mounting("proc", "/proc", flags)))
+    return pids_in
 
 
 def _forget_closed_connections() -> None:

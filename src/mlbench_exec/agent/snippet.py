@@ -29,7 +29,6 @@ from mlbench_exec.agent.program import (
     STARTED,
     TOLD,
     UNUSABLE,
-    Execution,
     Program,
     Unusable,
 )
@@ -69,8 +68,11 @@ def has_left_memory(world: World) -> bool:
 
     Sockets that were sent over themselves are collected lazily; closing one makes the kernel look.
     """
+    most = world.memory_bytes + LEFT_OVER_BYTES
+    if world.counters.is_surely_below(most):
+        return False
     until = time.monotonic() + LET_GO_WITHIN_S
-    while world.counters.memory_bytes() - world.memory_bytes > LEFT_OVER_BYTES:
+    while world.counters.memory_bytes() > most:
         if time.monotonic() > until:
             return True
         _socket.socket(_socket.AF_UNIX).close()
@@ -149,7 +151,7 @@ class _Running:
         self._report = b""
         if not world.nested:
             self.free_before, self.size_before = _free("/"), _size_of(program.workdir)
-        self._children_before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            self.children_before = resource.getrusage(resource.RUSAGE_CHILDREN)
         out, err, report = os.pipe(), os.pipe(), os.pipe()
         ends = (out[1], err[1], report[1])
         try:
@@ -172,16 +174,16 @@ class _Running:
         self.pidfd = None if world.nested else kernel.pidfd_open(self.pid)
         cores = len(os.sched_getaffinity(0))
         own = world.own_pids | {self.pid} if world.nested else world.own_pids  # init is ours
-        self.meter = Meter(min(limits["cpus"] or cores, cores), own, world.counters)
+        cpus = min(limits["cpus"] or cores, cores)
+        self.meter = Meter(cpus, own, world.counters, pids_in=world.pids_in)
         if not world.nested:
             self.written_before = self.meter.written_bytes()
 
     def _fork_fresh(self, out: int, err: int, report: int) -> int:
         cwd = self.program.open_folder()
         try:
-            execution = Execution(self.program, report, err)
-            steps = self.world.start.steps(self.limits, cwd, out, err)
-            return os.fork() or execution.become(steps)
+            execution = self.world.start.execution(self.program, self.limits, cwd, out, err, report)
+            return os.fork() or execution.become()
         finally:
             os.close(cwd)
 
@@ -199,12 +201,17 @@ class _Running:
                 self._sample()
                 self._reap_orphans()
                 self._next_sample = time.monotonic() + self._tick_s(now)
-            if not self.has_started and now > deadline:
+                now = time.monotonic()
+            wait_s = self._next_sample - now
+            if self.has_started:
+                left_s = self._left_s(now)
+                if left_s <= 0 and self._is_over_time():
+                    self.limit = "time"
+                    break
+                wait_s = min(wait_s, left_s)
+            elif now > deadline:
                 raise Broken("the snippet did not start within 60 s")
-            if self.has_started and self._is_over_time(now):
-                self.limit = "time"
-                break
-            for fd, event in poller.poll(self._wait_ms()):
+            for fd, event in poller.poll(max(5, int(wait_s * 1000) + 1)):
                 self._handle(fd, event, poller)
 
     def _tick_s(self, now: float) -> float:
@@ -293,23 +300,18 @@ class _Running:
         limit = float(self.limits["time"])
         return limit + min(MARGIN * self._uncertain(), OVERTIME * limit)
 
-    def _is_over_time(self, now: float) -> bool:
+    def _left_s(self, now: float) -> float:
+        """Until it is over time, if nobody takes a CPU from it meanwhile."""
         if now - self.started > self.limits["cap"]:
             raise TooBusy(
                 "after %.0f s of wall-clock time the snippet had got only %.1f s to run: "
                 "the machine is too busy" % (now - self.started, self._counted(now))
             )
-        if self._counted(now) < self._time():
-            return False
-        self.meter.sample()  # what was stolen since the last look doesn't count
-        return bool(self._counted(time.monotonic()) >= self._time())
+        return self._time() - self._counted(now)
 
-    def _wait_ms(self) -> int:
-        now = time.monotonic()
-        wait = self._next_sample - now
-        if self.has_started:
-            wait = min(wait, self._time() - self._counted(now))
-        return max(5, int(wait * 1000) + 1)
+    def _is_over_time(self) -> bool:
+        self.meter.sample()  # what was stolen since the last look doesn't count
+        return self._left_s(time.monotonic()) <= 0
 
     def _sample(self) -> None:
         if self.interpreter and self.interpreter.refusal() is not None:
@@ -464,7 +466,7 @@ class _Running:
                 break
             if pid == self.pid and self.status is None and self.limit is None:
                 self.status = status
-        after, before = resource.getrusage(resource.RUSAGE_CHILDREN), self._children_before
+        after, before = resource.getrusage(resource.RUSAGE_CHILDREN), self.children_before
         self.cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         self.max_rss = after.ru_maxrss * 1024
 

@@ -11,7 +11,7 @@ import os
 
 from mlbench_exec.agent import view
 from mlbench_exec.agent.confinement import NAMESPACES
-from mlbench_exec.agent.program import Execution, Program
+from mlbench_exec.agent.program import Program
 from mlbench_exec.agent.steps import Step, Steps, do
 from mlbench_exec.agent.world import World
 
@@ -53,9 +53,8 @@ def fork(
     disk = cwd = -1
     try:
         disk, cwd = _enter(world, one, limits)
-        steps = world.start.steps(limits, cwd, out, err)
-        execution = Execution(one, report, err)
-        pid = world.forker.start(report, world.before_fork, steps, execution)
+        execution = world.start.execution(one, limits, cwd, out, err, report)
+        pid = world.forker.start(report, world.before_fork, execution)
         return pid, disk
     except BaseException:
         _close(disk)

@@ -26,6 +26,7 @@ class World:
         self.variables: dict[str, str] = spec["variables"]
         self.control_fd = control_fd
         self.own_pid_ns = -1
+        self.pids_in: int | None = None  # a /proc of processes alone, where the kernel has such
         self.before_fork = self.homeward = steps.Steps()  # what is due before and after a snippet
         # How to make views that were made before, by what they depend on.
         self.views: dict[tuple[Any, ...], steps.Steps] = {}
