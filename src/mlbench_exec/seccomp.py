@@ -13,6 +13,8 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from mlbench_exec.errors import InputError
@@ -59,6 +61,8 @@ def snippet_filter(machine: str) -> bytes:
     ranges = [(start, decisions.get(start, _ALLOW)) for start in starts]
     # What is too new to be known, and on x86_64 the x32 calls, numbered from 0x40000000.
     ranges.append((_table()["newest"] + 1, _fail(errno.ENOSYS)))
+    # Neighbours of one kind are one range: the kernel compiles this for each snippet.
+    ranges = [next(alike) for _, alike in groupby(ranges, key=itemgetter(1))]
     program = [
         *_load(_ARCH),
         *_if_any(_EQUAL, [MACHINES[machine]], [*_load(_NUMBER), *_search(ranges)], _KILL),

@@ -94,7 +94,9 @@ class Meter:
     ) -> None:
         """`pids_in`: a descriptor of a /proc of processes alone, which is sooner listed."""
         self.cpus = cpus
-        self.clock = FairClock()
+        self._clock = FairClock()
+        self._still_s = 0.0  # in which a thread slept on that its clock hasn't been told of
+        self._still_waited = 0  # nanoseconds of these that this observer waited itself
         self._own = own_pids
         self._counters = counters
         self._proc = proc
@@ -111,12 +113,31 @@ class Meter:
         self._last = now()
 
     @property
+    def clock(self) -> FairClock:
+        """With all that it is to be told of."""
+        if self._still_s > 0:
+            self._clock.add(
+                self._still_s,
+                0.0,
+                0.0,
+                (0, 0),
+                self._look.cpus,
+                runners=0,
+                worked_s=0.0,
+                used_s=0.0,
+                is_complete=True,
+                own_delay_s=self._still_waited / 1e9,
+            )
+            self._still_s, self._still_waited = 0.0, 0
+        return self._clock
+
+    @property
     def stalled_s(self) -> float:
-        return self.clock.stalled_s
+        return self._clock.stalled_s  # sleep adds nothing to it
 
     @property
     def uncertain_s(self) -> float:
-        return self.clock.uncertain_s
+        return self._clock.uncertain_s
 
     @property
     def wanted(self) -> float:
@@ -139,7 +160,7 @@ class Meter:
 
         What its surroundings took before is not its own.
         """
-        self.clock = FairClock()
+        self._clock = FairClock()
         self._last = min(started, self._now() - SHORTEST_S / 1000)
         self._look = Look({}, 0, 0, 0, 0, 1, self.cpus)
         self._newborn, self._deep = STARTED, 0
@@ -192,21 +213,10 @@ class Meter:
         if not self._sleeper.sleeps_on():
             return False
         now = self._now()
-        dt, self._last = now - self._last, max(now, self._last)
+        self._still_s += now - self._last
+        self._still_waited += own_waited
         self._own_waited += own_waited
-        if dt > 0:
-            self.clock.add(
-                dt,
-                0.0,
-                0.0,
-                (0, 0),
-                self._look.cpus,
-                runners=0,
-                worked_s=0.0,
-                used_s=0.0,
-                is_complete=True,
-                own_delay_s=own_waited / 1e9,
-            )
+        self._last = now
         return True
 
     def let_go(self) -> None:

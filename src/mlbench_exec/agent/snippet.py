@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 TICK_S = 0.05
 FIRST_TICK_S = 0.01  # the sooner others hear that it sleeps, the sooner they start
-LONG_TICK_S = 0.2  # where a single thread sleeps, and limits are kept without a look as well
+LONG_TICK_S = 0.4  # where a single thread sleeps, and limits are kept without a look as well
 NEWS = 0.3  # CPUs: a change worth a word
 IDLE = 0.1  # CPUs: as good as none
 ASLEEP = 0.25  # what is left of one after two looks at which nothing was ready
@@ -83,13 +83,13 @@ def has_left_memory(world: World) -> bool:
 def tick_s(is_young: bool, is_sampling: bool, asleep_s: float) -> float:
     """How long to the next look: short at first, and where threads come and go on a busy machine.
 
-    Longer where a single thread has slept as long before: many sleep at once.
+    Longer, up to twice as long as it has slept, where a single thread does: many sleep at once.
     """
     if is_young:
         return FIRST_TICK_S
     if is_sampling:
         return SHORT_TICK_S
-    return min(max(TICK_S, asleep_s), LONG_TICK_S)
+    return min(max(TICK_S, 2 * asleep_s), LONG_TICK_S)
 
 
 class ColdWanted(Exception):
@@ -215,10 +215,13 @@ class _Running:
                 self._handle(fd, event, poller)
 
     def _tick_s(self, now: float) -> float:
-        is_young = self.has_started and self._told is None and now - self.started < OF_AGE_S
-        is_sampling = self._is_fair and self.meter.clock.is_sampling
-        asleep_s = 0.0 if self._asleep_since is None else now - self._asleep_since
-        return tick_s(is_young, is_sampling, asleep_s)
+        is_young = self._is_young(now)
+        if self._asleep_since is not None:
+            return tick_s(is_young, False, now - self._asleep_since)
+        return tick_s(is_young, self._is_fair and self.meter.clock.is_sampling, 0.0)
+
+    def _is_young(self, now: float) -> bool:
+        return self.has_started and self._told is None and now - self.started < OF_AGE_S
 
     def _handle(self, fd: int, event: int, poller: select.poll) -> None:
         if fd == self.world.control_fd:
@@ -316,17 +319,19 @@ class _Running:
     def _sample(self) -> None:
         if self.interpreter and self.interpreter.refusal() is not None:
             self.failure = "refused"
+        is_bounded = self.world.nested and self.world.counters.has_memory
         is_asleep = self._asleep_since is not None and self._told == 0.0
         if is_asleep and self.meter.is_still():
             return
         if self.meter.sample() and self.has_started:
-            may_wait = self.world.nested and self.world.counters.has_memory
-            if not (may_wait and self.meter.is_asleep):
+            if not (is_bounded and self.meter.is_asleep):
                 self._asleep_since = None
             elif self._asleep_since is None:
                 self._asleep_since = time.monotonic()
             if self.limits.get("tell"):
                 self._tell_demand()
+        if is_bounded and self._is_young(time.monotonic()):
+            return  # what it can take by then the kernel sees to, and it takes long to add up
         used, everything = self._memory_bytes()
         self.peak = max(self.peak, used)
         limit = self.limits["memory"]
