@@ -470,6 +470,28 @@ def test_the_real_proc_can_be_read() -> None:
     assert (os.getpid(), os.getpid()) in meter._look.threads
 
 
+def test_processes_are_listed_where_there_is_nothing_else(tmp_path: Path) -> None:
+    """A kernel may have a /proc of processes alone; what is told of them is in the other one."""
+    for name in ("7", "12", "self"):
+        (tmp_path / name).mkdir()
+    pids_in = os.open(tmp_path, os.O_RDONLY)
+    meter = Meter(2.0, {7}, Counters({}), str(tmp_path / "nowhere"), pids_in=pids_in)
+    assert meter.pids() == [12]
+    (tmp_path / "12").rmdir()
+    assert meter.pids() == []
+    os.close(pids_in)
+
+
+@pytest.mark.parametrize("name", ["memory.usage_in_bytes", "memory.current"])
+def test_whether_all_is_below_a_limit_is_told_by_one_number(tmp_path: Path, name: str) -> None:
+    """It counts more than the memory that matters, so above it nothing is sure."""
+    (tmp_path / name).write_text("5000\n")
+    counters = Counters({"memory": str(tmp_path)})
+    assert counters.is_surely_below(5000)
+    assert not counters.is_surely_below(4999)
+    assert not Counters({}).is_surely_below(5000)
+
+
 def test_what_was_written_is_counted_for_the_living_and_for_those_waited_for(
     tmp_path: Path,
 ) -> None:

@@ -6,11 +6,13 @@ import os
 import platform
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mlbench_exec.agent import frames, kernel, view
+from mlbench_exec.agent import frames, kernel, view, warm
 from mlbench_exec.agent.pid1 import Forker
+from mlbench_exec.agent.program import Program, Start
 from mlbench_exec.agent.steps import SAVES, USES, Maker, Step, Steps, address, do
 
 pytestmark = pytest.mark.skipif(
@@ -184,3 +186,47 @@ def test_the_host_is_told_the_same_by_either_encoder() -> None:
     }
     ours = "".join(frames.encode(message, 0))
     assert ours == "".join(JSONEncoder(separators=(",", ":")).iterencode(message))
+
+
+LIMITS = {"files": 64, "pids": 8, "memory": None, "time": 5.0}
+OTHERS: dict[str, dict[str, Any]] = {
+    "variables": {"variables": {"A": "2"}},
+    "limits": {"limits": dict(LIMITS, files=63)},
+    "folder": {"cwd": 12},
+    "stream": {"err": 13},
+    "interpreter": {"python": "/usr/bin/python3.1"},
+    "language": {"language": "bash"},
+    "nothing": {},
+    "script": {"code": b"2"},
+}
+
+
+@pytest.mark.parametrize("differing", OTHERS)
+def test_steps_are_made_again_where_more_than_the_script_differs(differing: str) -> None:
+    """Bash is given its script with its name, so for bash they always are."""
+    sent = {"uid": 1, "gid": 1, "inner_uid": 1, "inner_gid": 1, "nproc": True, "filter": b""}
+    start = Start(warm.World(dict(sent, has_memory=True)))
+
+    def steps(**fields: Any) -> tuple[Steps, list[str]]:
+        asked = {"language": "python", "code": b"1", "python": "/usr/bin/python3", **fields}
+        limits, cwd, err = asked.get("limits", LIMITS), asked.get("cwd", 10), asked.get("err", 11)
+        path = {"PATH": "/usr/bin:/bin"}
+        one = Program(
+            asked["language"],
+            asked["code"],
+            "/",
+            "/",
+            asked.get("variables", {"A": "1"}) | path,
+            asked["python"],
+            None,
+        )
+        made = start.execution(one, dict(limits), cwd, 9, err, 8).steps
+        return made, [repr(step) for step in made.steps]
+
+    first, listed = steps()
+    again, others = steps(**OTHERS[differing])
+    assert (again is first) == (differing in {"nothing", "script"})
+    if again is first:
+        assert others == listed
+    bash, _ = steps(language="bash")
+    assert steps(language="bash", code=b"2")[0] is not bash

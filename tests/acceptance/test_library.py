@@ -72,6 +72,15 @@ def settings(tmp_path: Path) -> Settings:
     )
 
 
+def test_importing_it_takes_nothing_that_only_docker_needs() -> None:
+    """It is a third of the import, and who judges locally in a harness has no use for it."""
+    code = (
+        "import sys, mlbench_exec\nprint([m for m in ('aiodocker', 'aiohttp') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n", done
+
+
 async def left_behind() -> set[object]:
     """Agents and temporary folders of this process's engines."""
 

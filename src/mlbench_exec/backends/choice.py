@@ -4,7 +4,6 @@ import os
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
-from mlbench_exec.backends.docker import DockerBackend
 from mlbench_exec.backends.gpus import GpuSlots, slots_for
 from mlbench_exec.backends.local import LocalBackend
 from mlbench_exec.environments import Environment
@@ -37,6 +36,9 @@ async def start_backend(
     """
     if settings.backend == "local":
         return await stack.enter_async_context(_local(settings, gpus)), "as asked"
+    # With what speaks to a daemon, a third of the command's start: others don't wait for that.
+    from mlbench_exec.backends.docker import DockerBackend
+
     docker = DockerBackend(
         environments=environments,
         limits=settings.limits,
