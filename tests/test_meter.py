@@ -330,9 +330,19 @@ def test_two_threads_are_never_taken_to_be_asleep(machine: Machine) -> None:
 
 def test_what_sleeps_is_looked_at_less_often() -> None:
     """The longer it has slept; as often as ever where it is young, or threads come and go."""
-    ticks = [tick_s(False, False, asleep_s) for asleep_s in (0, 0.03, 0.08, 0.15, 9)]
-    assert ticks == [0.05, 0.06, 0.16, 0.3, 0.4]
-    assert tick_s(False, True, 9) == tick_s(True, False, 9) == 0.01
+    ticks = [tick_s(False, False, asleep_s, 9) for asleep_s in (0, 0.03, 0.08, 0.15, 9)]
+    assert ticks == [0.05, 0.05, 0.08, 0.15, 0.2]
+    assert tick_s(False, True, 9, 9) == tick_s(True, False, 9, 9) == 0.01
+
+
+def test_what_sleeps_close_to_its_limit_is_looked_at_as_often_as_ever() -> None:
+    """What it does between the last look and its end can't be told from waiting."""
+    assert [tick_s(False, False, 9, left_s) for left_s in (0.4, 0.3, 0.1, -1)] == [
+        0.2,
+        0.15,
+        0.05,
+        0.05,
+    ]
 
 
 SLEEP = b"import threading, time\n%s\ntime.sleep(1.5)"

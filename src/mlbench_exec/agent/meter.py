@@ -94,9 +94,7 @@ class Meter:
     ) -> None:
         """`pids_in`: a descriptor of a /proc of processes alone, which is sooner listed."""
         self.cpus = cpus
-        self._clock = FairClock()
-        self._still_s = 0.0  # in which a thread slept on that its clock hasn't been told of
-        self._still_waited = 0  # nanoseconds of these that this observer waited itself
+        self.clock = FairClock()
         self._own = own_pids
         self._counters = counters
         self._proc = proc
@@ -113,31 +111,12 @@ class Meter:
         self._last = now()
 
     @property
-    def clock(self) -> FairClock:
-        """With all that it is to be told of."""
-        if self._still_s > 0:
-            self._clock.add(
-                self._still_s,
-                0.0,
-                0.0,
-                (0, 0),
-                self._look.cpus,
-                runners=0,
-                worked_s=0.0,
-                used_s=0.0,
-                is_complete=True,
-                own_delay_s=self._still_waited / 1e9,
-            )
-            self._still_s, self._still_waited = 0.0, 0
-        return self._clock
-
-    @property
     def stalled_s(self) -> float:
-        return self._clock.stalled_s  # sleep adds nothing to it
+        return self.clock.stalled_s
 
     @property
     def uncertain_s(self) -> float:
-        return self._clock.uncertain_s
+        return self.clock.uncertain_s
 
     @property
     def wanted(self) -> float:
@@ -160,7 +139,7 @@ class Meter:
 
         What its surroundings took before is not its own.
         """
-        self._clock = FairClock()
+        self.clock = FairClock()
         self._last = min(started, self._now() - SHORTEST_S / 1000)
         self._look = Look({}, 0, 0, 0, 0, 1, self.cpus)
         self._newborn, self._deep = STARTED, 0
@@ -213,10 +192,21 @@ class Meter:
         if not self._sleeper.sleeps_on():
             return False
         now = self._now()
-        self._still_s += now - self._last
-        self._still_waited += own_waited
+        dt, self._last = now - self._last, max(now, self._last)
         self._own_waited += own_waited
-        self._last = now
+        if dt > 0:
+            self.clock.add(
+                dt,
+                0.0,
+                0.0,
+                (0, 0),
+                self._look.cpus,
+                runners=0,
+                worked_s=0.0,
+                used_s=0.0,
+                is_complete=True,
+                own_delay_s=own_waited / 1e9,
+            )
         return True
 
     def let_go(self) -> None:
@@ -498,8 +488,10 @@ class Counters:
         self._failures = _open(memory, "memory.failcnt")  # version 1 alone, as the next three
         self._most = _open(memory, "memory.max_usage_in_bytes")
         self._charge = _open(memory, "memory.usage_in_bytes") or _open(memory, "memory.current")
-        limit = _read(memory + "/memory.limit_in_bytes") if memory else b""
-        self._limit = int(limit or 0)
+        limit = _open(memory, "memory.limit_in_bytes")  # which nobody changes
+        self._limit = _number(limit)
+        if limit is not None:
+            os.close(limit)
         self._kernel = _open(memory, "memory.kmem.usage_in_bytes")
         self._pids = _open(pids, "pids.events")
         self._usage = _open(folders.get("cpuacct"), "cpuacct.usage")  # version 1

@@ -163,7 +163,7 @@ class Start:
     def execution(
         self, one: Program, limits: dict[str, Any], cwd: int, out: int, err: int, report: int
     ) -> Execution:
-        """All that a fork has to do; the last one again, where all but the script is the same."""
+        """All that a fork has to do; the last one again, where nothing but a script differs."""
         path, argv = one.command()
         asked = path, argv, one.variables, limits, cwd, out, err, report
         if asked != self._asked:

@@ -122,6 +122,7 @@ def _become_pid_1() -> int | None:
     try:
         steps.do(steps.Steps(steps.mounting("proc", "/proc", flags, "subset=pid")))
         pids_in = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
+        kernel.umount("/proc")
     except OSError:
         pass  # it would only be sooner listed
     steps.do(steps.Steps(steps.mounting("proc", "/proc", flags)))

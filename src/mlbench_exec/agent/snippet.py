@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 TICK_S = 0.05
 FIRST_TICK_S = 0.01  # the sooner others hear that it sleeps, the sooner they start
-LONG_TICK_S = 0.4  # where a single thread sleeps, and limits are kept without a look as well
+LONG_TICK_S = 0.2  # where a single thread sleeps, and limits are kept without a look as well
 NEWS = 0.3  # CPUs: a change worth a word
 IDLE = 0.1  # CPUs: as good as none
 ASLEEP = 0.25  # what is left of one after two looks at which nothing was ready
@@ -80,16 +80,17 @@ def has_left_memory(world: World) -> bool:
     return False
 
 
-def tick_s(is_young: bool, is_sampling: bool, asleep_s: float) -> float:
+def tick_s(is_young: bool, is_sampling: bool, asleep_s: float, left_s: float) -> float:
     """How long to the next look: short at first, and where threads come and go on a busy machine.
 
-    Longer, up to twice as long as it has slept, where a single thread does: many sleep at once.
+    Longer where a single thread has slept as long before, for many sleep at once; but not where
+    little is left of its time: nothing tells of what it does between the last look and its end.
     """
     if is_young:
         return FIRST_TICK_S
     if is_sampling:
         return SHORT_TICK_S
-    return min(max(TICK_S, 2 * asleep_s), LONG_TICK_S)
+    return max(TICK_S, min(asleep_s, LONG_TICK_S, left_s / 2))
 
 
 class ColdWanted(Exception):
@@ -215,10 +216,10 @@ class _Running:
                 self._handle(fd, event, poller)
 
     def _tick_s(self, now: float) -> float:
-        is_young = self._is_young(now)
-        if self._asleep_since is not None:
-            return tick_s(is_young, False, now - self._asleep_since)
-        return tick_s(is_young, self._is_fair and self.meter.clock.is_sampling, 0.0)
+        is_sampling = self._is_fair and self.meter.clock.is_sampling
+        asleep_s = 0.0 if self._asleep_since is None else now - self._asleep_since
+        left_s = self._left_s(now) if asleep_s else 0.0
+        return tick_s(self._is_young(now), is_sampling, asleep_s, left_s)
 
     def _is_young(self, now: float) -> bool:
         return self.has_started and self._told is None and now - self.started < OF_AGE_S
@@ -330,11 +331,14 @@ class _Running:
                 self._asleep_since = time.monotonic()
             if self.limits.get("tell"):
                 self._tell_demand()
+        limit = self.limits["memory"]
         if is_bounded and self._is_young(time.monotonic()):
-            return  # what it can take by then the kernel sees to, and it takes long to add up
+            most = self.world.memory_bytes + (limit or 0)
+            if not limit or self.world.counters.is_surely_below(most):
+                self._disk_bytes()
+                return  # to add it up takes long
         used, everything = self._memory_bytes()
         self.peak = max(self.peak, used)
-        limit = self.limits["memory"]
         if limit and used > limit + max(limit // 4, FAR_OVER_BYTES):
             self.limit = "memory"  # killing one process after another would be too slow
         elif limit and used > limit:

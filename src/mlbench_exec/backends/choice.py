@@ -36,7 +36,7 @@ async def start_backend(
     """
     if settings.backend == "local":
         return await stack.enter_async_context(_local(settings, gpus)), "as asked"
-    # With what speaks to a daemon, a third of the command's start: others don't wait for that.
+    # With what speaks to a daemon, two fifths of importing this library.
     from mlbench_exec.backends.docker import DockerBackend
 
     docker = DockerBackend(
