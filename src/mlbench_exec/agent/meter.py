@@ -182,15 +182,13 @@ class Meter:
             return False
         if self._sleeper is None:
             ((key, thread),) = self._look.threads.items()
-            own_waited = self._own_times()[1] - self._own_waited
             try:
                 self._sleeper = Sleeper(self._proc, key, thread)
             except OSError:
                 return False
-        else:
-            own_waited = self._sleeper.observer_waited()
         if not self._sleeper.sleeps_on():
             return False
+        own_waited = self._own_times()[1] - self._own_waited
         now = self._now()
         dt, self._last = now - self._last, max(now, self._last)
         self._own_waited += own_waited
@@ -371,7 +369,7 @@ class Meter:
 
 
 class Sleeper:
-    """What tells of a thread whether it sleeps on, and how long its observer waited for a CPU.
+    """What tells of a thread whether it sleeps on.
 
     To read an open file is a third of opening it as well. Raises OSError where one has gone.
     """
@@ -380,27 +378,16 @@ class Sleeper:
         folder = "%s/%d/task/%d/" % (proc, *key)
         self._counters = b"%d %d %d\n" % (thread.ran, thread.waited, thread.turns)
         self._fds: list[int] = []
-        self._waited = 0
         try:
-            for path in (folder + "schedstat", folder + "stat", proc + "/self/schedstat"):
-                self._fds.append(os.open(path, os.O_RDONLY))
+            for name in ("schedstat", "stat"):
+                self._fds.append(os.open(folder + name, os.O_RDONLY))
         except OSError:
             self.close()
             raise
-        self._waited = self._own()
 
     def sleeps_on(self) -> bool:
-        counters, state, _ = self._fds
+        counters, state = self._fds
         return _again(counters) == self._counters and _state_in(_again(state)) == b"S"
-
-    def observer_waited(self) -> int:
-        """Since the last time, nanoseconds."""
-        before, self._waited = self._waited, self._own()
-        return self._waited - before
-
-    def _own(self) -> int:
-        told = _again(self._fds[2]).split()
-        return int(told[1]) if len(told) > 1 else self._waited
 
     def close(self) -> None:
         for fd in self._fds:
